@@ -1,0 +1,2 @@
+//! blockplex-drivers
+#![deny(missing_docs)]

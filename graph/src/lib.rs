@@ -1,0 +1,2 @@
+//! blockplex-graph
+#![deny(missing_docs)]

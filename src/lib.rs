@@ -1,0 +1,2 @@
+//! Blockplex
+#![deny(missing_docs)]

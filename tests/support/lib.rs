@@ -1,0 +1,2 @@
+//! Shared fixtures of the scenario tests.
+#![deny(missing_docs)]
