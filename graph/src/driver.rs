@@ -1,0 +1,233 @@
+//! The driver contract: what a node must be able to do, in two tiers.
+//!
+//! **Tier 1, [`Driver::map`]**, is synchronous, takes no lock that anybody holds across I/O and
+//! allocates nothing. It says where a range is; the request path follows the answers down to a
+//! leaf and submits on the current loop's ring. **Tier 2**, the futures, does what cannot be
+//! answered at once. They run on the loop that submitted the request, they may await, and they
+//! run to completion: a driver never sees one dropped half-way except when a loop is torn down
+//! (its memory is then kept until the kernel is done with it).
+//!
+//! D1. `map` for a write answers only with places that may be overwritten *now*; an answer that
+//!     names a place carries a [`Pin`], and the driver may not free or reuse the place before the
+//!     pin came back through [`Driver::unpin`] (*map → pin → I/O → commit*).
+//! D2. An allocating write becomes visible by commit, after its data is written; a failure before
+//!     leaves the image as it was.
+//! D3. Children are reached only through the [`NodeIo`] of the call: it carries the admission of
+//!     the request at its origin, so nested I/O never meets a gate.
+//! D4. `map`, `unpin`, `length` and `limits` are called from any thread at any time; the futures
+//!     are polled only by the loop that made them.
+//!
+//! There is no default for anything that affects data.
+
+use crate::error::{Error, Result};
+use crate::limits::Limits;
+use crate::node::NodeView;
+use crate::path::NodeIo;
+use crate::permission::Access;
+use crate::request::{BlockStatus, RequestFlags, RequestKind};
+use blockplex_io::buffer::IoVector;
+use std::any::Any;
+use std::future::Future;
+use std::os::fd::RawFd;
+use std::pin::Pin as StdPin;
+
+/// A boxed future of tier 2. Not `Send`: it stays on its loop.
+pub type LocalFuture<'a, T> = StdPin<Box<dyn Future<Output = T> + 'a>>;
+
+/// What a child is to its parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The file that holds a format's data and metadata.
+    File,
+    /// What is read where an overlay has nothing of its own.
+    Backing,
+    /// What a filter filters.
+    Filtered,
+}
+
+impl Role {
+    /// The name of the child in options and messages, unless the parent gives another.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::File | Role::Filtered => "file",
+            Role::Backing => "backing",
+        }
+    }
+}
+
+/// A promise by a driver that the place it named stays what it was. Given back exactly once, on
+/// the same loop. What it holds is the driver's business.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a pin that is never given back keeps its place from being reused for ever"]
+pub struct Pin(pub u64);
+
+/// A request, or the rest of one, as a driver's `map` sees it.
+#[derive(Debug)]
+pub struct MapRequest<'a> {
+    /// What it does.
+    pub kind: RequestKind,
+    /// Its flags.
+    pub flags: RequestFlags,
+    /// Start in bytes, within this node.
+    pub offset: u64,
+    /// Length in bytes of what is still to be mapped; at least 1 for reads and writes.
+    pub length: u64,
+    /// The request's memory (all of it).
+    pub vector: &'a IoVector,
+    /// Where in `vector` this range starts.
+    pub position: usize,
+    /// The index of the current loop ([`LoopHandle::index`](blockplex_io::event_loop::LoopHandle)),
+    /// for counters that have one writer per loop.
+    pub loop_index: usize,
+}
+
+/// Where a range is. Each answer is about the first `length` bytes of the request
+/// (1 ≤ `length` ≤ the request's, unless the request has length 0).
+#[derive(Debug)]
+pub enum Map {
+    /// In a child: go on there.
+    Child {
+        /// Index of the edge, in the order in which the node's children were attached.
+        edge: usize,
+        /// Start in the child.
+        offset: u64,
+        /// How far the answer holds.
+        length: u64,
+        /// Keeps the place from being reused until the request ends.
+        pin: Option<Pin>,
+    },
+    /// In an open file: read or write there, on the current loop's ring. The descriptor stays
+    /// open while the node exists.
+    File {
+        /// The descriptor.
+        fd: RawFd,
+        /// Start in the file.
+        offset: u64,
+        /// How far the answer holds.
+        length: u64,
+    },
+    /// Nowhere: reads as zeros. For other kinds: nothing to do.
+    Zero {
+        /// How far the answer holds.
+        length: u64,
+    },
+    /// The driver has served the range on the spot.
+    Done {
+        /// How much of it.
+        length: u64,
+    },
+    /// Ask tier 2.
+    Async {
+        /// For how much of the range (one future is made for it).
+        length: u64,
+    },
+    /// It failed.
+    Fail(Error),
+}
+
+/// A change of permissions on a node as a whole, in three steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessChange {
+    /// Take what is needed in addition; may fail, and then nothing has changed.
+    Prepare(Access),
+    /// The change happened: let go of what is not needed any more. May not fail.
+    Commit(Access),
+    /// The change did not happen: go back to what was last committed. May not fail.
+    Abort(Access),
+}
+
+/// A prepared change of a driver's options; dropped without commit, it never happened.
+pub trait PreparedReopen {
+    /// Makes the change, inside the drained section. May not fail.
+    fn commit(self: Box<Self>);
+}
+
+/// A driver instance: what makes a node what it is. See the page of this module for the rules.
+pub trait Driver: Send + Sync + 'static {
+    /// The driver's name in options: `qcow2`, `file`, ….
+    fn driver_name(&self) -> &'static str;
+
+    /// Its length in bytes now. `node` gives access to the children's lengths.
+    fn length(&self, node: &NodeView) -> u64;
+
+    /// Its own limits; the graph merges the children's into them ([`Limits::merge_child`]).
+    fn limits(&self) -> Limits;
+
+    /// What it needs of and shares on the child in `role`, given what all its parents together
+    /// need and share.
+    fn child_access(&self, role: Role, parents: Access) -> Access;
+
+    /// Told about every change of what the parents need (file locks live here). Called by the
+    /// control plane, one change at a time.
+    fn access_changed(&self, change: AccessChange) -> Result<()>;
+
+    /// Whether writes can succeed at all.
+    fn is_read_only(&self) -> bool;
+
+    /// Tier 1: where is this range?
+    fn map(&self, node: &NodeView, request: &MapRequest<'_>) -> Map;
+
+    /// Takes back a pin of [`Driver::map`], on the loop with that index, which is the same.
+    fn unpin(&self, loop_index: usize, pin: Pin);
+
+    /// Reads `vector.len()` bytes at `offset`.
+    fn read<'a>(
+        &'a self,
+        io: &'a NodeIo,
+        offset: u64,
+        vector: IoVector,
+    ) -> LocalFuture<'a, Result<()>>;
+
+    /// Writes `vector.len()` bytes at `offset`; durable on return when `flags.fua`.
+    fn write<'a>(
+        &'a self,
+        io: &'a NodeIo,
+        offset: u64,
+        vector: IoVector,
+        flags: RequestFlags,
+    ) -> LocalFuture<'a, Result<()>>;
+
+    /// Makes a range read as zeros. Fails with `NotSupported` when it cannot do it better than by
+    /// writing zeros; the request path then does that, unless `flags.no_fallback`.
+    fn write_zeroes<'a>(
+        &'a self,
+        io: &'a NodeIo,
+        offset: u64,
+        length: u64,
+        flags: RequestFlags,
+    ) -> LocalFuture<'a, Result<()>>;
+
+    /// Gives a range back to the storage, as far as it can; a hint.
+    fn discard<'a>(
+        &'a self,
+        io: &'a NodeIo,
+        offset: u64,
+        length: u64,
+    ) -> LocalFuture<'a, Result<()>>;
+
+    /// Makes durable what had completed before this call, children included.
+    fn flush<'a>(&'a self, io: &'a NodeIo) -> LocalFuture<'a, Result<()>>;
+
+    /// The extent that starts at `offset`, at most `length` long (`length` ≥ 1, within the node).
+    fn block_status<'a>(
+        &'a self,
+        io: &'a NodeIo,
+        offset: u64,
+        length: u64,
+    ) -> LocalFuture<'a, Result<BlockStatus>>;
+
+    /// Sets the length. New space reads as zeros.
+    fn truncate<'a>(&'a self, io: &'a NodeIo, length: u64) -> LocalFuture<'a, Result<()>>;
+
+    /// Prepares new options; `options` is what the driver's own constructor takes (the umbrella
+    /// and the driver agree on the type). Children are still reachable.
+    fn reopen<'a>(
+        &'a self,
+        io: &'a NodeIo,
+        options: Box<dyn Any>,
+    ) -> LocalFuture<'a, Result<Box<dyn PreparedReopen>>>;
+
+    /// The last I/O before the node goes: write back, mark clean. Called once, after the drain
+    /// that took away the last parent; `Drop` only frees memory.
+    fn close<'a>(&'a self, io: &'a NodeIo) -> LocalFuture<'a, Result<()>>;
+}

@@ -1,0 +1,185 @@
+//! The vocabulary of requests: what can be asked of a node, and what comes back.
+
+use crate::error::Result;
+use blockplex_io::buffer::IoVector;
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum RequestKind {
+    /// Reads into the vector.
+    Read,
+    /// Writes from the vector.
+    Write,
+    /// Makes all completed writes, zeroes and discards durable.
+    Flush,
+    /// Says that a range is not needed any more; what it reads as afterwards is not defined.
+    Discard,
+    /// Makes a range read as zeros.
+    WriteZeroes,
+    /// Asks where a range's data is.
+    BlockStatus,
+    /// Sets the length.
+    Truncate,
+}
+
+impl RequestKind {
+    /// All kinds, by their number.
+    pub const ALL: [RequestKind; 7] = [
+        RequestKind::Read,
+        RequestKind::Write,
+        RequestKind::Flush,
+        RequestKind::Discard,
+        RequestKind::WriteZeroes,
+        RequestKind::BlockStatus,
+        RequestKind::Truncate,
+    ];
+
+    /// Its name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            RequestKind::Read => "read",
+            RequestKind::Write => "write",
+            RequestKind::Flush => "flush",
+            RequestKind::Discard => "discard",
+            RequestKind::WriteZeroes => "write-zeroes",
+            RequestKind::BlockStatus => "block-status",
+            RequestKind::Truncate => "truncate",
+        }
+    }
+
+    /// Whether it changes data and so needs the write permission.
+    pub fn writes(self) -> bool {
+        matches!(self, RequestKind::Write | RequestKind::Discard | RequestKind::WriteZeroes)
+    }
+}
+
+/// Flags of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct RequestFlags {
+    /// Force unit access: this write is durable when it completes.
+    pub fua: bool,
+    /// Write-zeroes may give the range back to the storage.
+    pub may_unmap: bool,
+    /// Write-zeroes fails with [`NotSupported`](crate::ErrorKind::NotSupported) rather than write
+    /// zeros out.
+    pub no_fallback: bool,
+}
+
+/// One request. Offsets and lengths are in bytes.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What it does.
+    pub kind: RequestKind,
+    /// Its flags.
+    pub flags: RequestFlags,
+    /// Where it starts.
+    pub offset: u64,
+    /// How long it is; for a truncation, the new length is `offset` and this is 0.
+    pub length: u64,
+    /// The memory of a read or write; empty otherwise.
+    pub vector: IoVector,
+}
+
+impl Request {
+    fn new(kind: RequestKind, offset: u64, length: u64, vector: IoVector) -> Request {
+        Request { kind, flags: RequestFlags::default(), offset, length, vector }
+    }
+
+    /// Reads the vector's length at `offset`.
+    pub fn read(offset: u64, vector: impl Into<IoVector>) -> Request {
+        let vector = vector.into();
+        Request::new(RequestKind::Read, offset, vector.len() as u64, vector)
+    }
+
+    /// Writes the vector at `offset`.
+    pub fn write(offset: u64, vector: impl Into<IoVector>) -> Request {
+        let vector = vector.into();
+        Request::new(RequestKind::Write, offset, vector.len() as u64, vector)
+    }
+
+    /// Makes what has completed durable.
+    pub fn flush() -> Request {
+        Request::new(RequestKind::Flush, 0, 0, IoVector::empty())
+    }
+
+    /// Discards a range.
+    pub fn discard(offset: u64, length: u64) -> Request {
+        Request::new(RequestKind::Discard, offset, length, IoVector::empty())
+    }
+
+    /// Makes a range read as zeros.
+    pub fn write_zeroes(offset: u64, length: u64) -> Request {
+        Request::new(RequestKind::WriteZeroes, offset, length, IoVector::empty())
+    }
+
+    /// Asks for the status of the extent that starts at `offset`, looking at most `length` far.
+    pub fn block_status(offset: u64, length: u64) -> Request {
+        Request::new(RequestKind::BlockStatus, offset, length, IoVector::empty())
+    }
+
+    /// Sets the length of the node.
+    pub fn truncate(length: u64) -> Request {
+        Request::new(RequestKind::Truncate, length, 0, IoVector::empty())
+    }
+
+    /// Sets force unit access (writes and write-zeroes).
+    #[must_use]
+    pub fn fua(mut self) -> Request {
+        self.flags.fua = true;
+        self
+    }
+
+    /// Lets write-zeroes deallocate.
+    #[must_use]
+    pub fn may_unmap(mut self) -> Request {
+        self.flags.may_unmap = true;
+        self
+    }
+
+    /// Keeps write-zeroes from writing zeros out.
+    #[must_use]
+    pub fn no_fallback(mut self) -> Request {
+        self.flags.no_fallback = true;
+        self
+    }
+}
+
+/// Where the data of an extent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct BlockStatus {
+    /// Length of the extent in bytes; 0 only at the end of the node.
+    pub length: u64,
+    /// There is data to be read.
+    pub data: bool,
+    /// It reads as zeros.
+    pub zero: bool,
+    /// It is allocated in the node asked, not in one that backs it.
+    pub allocated: bool,
+    /// It is stored compressed.
+    pub compressed: bool,
+    /// The offset of the data in the file at the bottom, where that is linear.
+    pub offset: Option<u64>,
+    /// How many backing nodes down the data was found; 0 for the node asked.
+    pub depth: u32,
+}
+
+/// What a request answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// The answer to a block-status request.
+    Status(BlockStatus),
+}
+
+/// A completed request, as the completion door hands it out.
+#[derive(Debug)]
+pub struct Completion {
+    /// What the submitter gave with the request.
+    pub cookie: u64,
+    /// How it ended.
+    pub result: Result<Outcome>,
+    /// The request's memory, given back.
+    pub vector: IoVector,
+}
