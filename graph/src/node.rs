@@ -10,7 +10,7 @@ use crate::permission::Access;
 use blockplex_io::lock::RangeLock;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Identity of a node; never reused in one process.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,14 +77,11 @@ pub struct Node {
     driver: Box<dyn Driver>,
     /// Orders read-modify-write against overlapping writes at this node.
     pub(crate) writes: RangeLock,
-    /// Completed writes and the write that the last flush covered (flush coalescing).
-    pub(crate) written: AtomicU64,
 }
 
 impl Node {
     pub(crate) fn new(id: NodeId, name: String, driver: Box<dyn Driver>) -> Arc<Node> {
-        let (writes, written) = (RangeLock::new(), AtomicU64::new(0));
-        Arc::new(Node { id, name, driver, writes, written })
+        Arc::new(Node { id, name, driver, writes: RangeLock::new() })
     }
 
     /// Its identity.

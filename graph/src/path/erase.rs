@@ -1,0 +1,45 @@
+//! Write-zeroes where the driver has no better way than writing zeros.
+
+use super::children::NodeIo;
+use super::serve::{Context, perform};
+use super::view::NodeIndex;
+use crate::error::{ErrorKind, Result};
+use crate::request::{Request, RequestFlags};
+use blockplex_io::buffer::IoVector;
+
+/// The most zeros written at once.
+const CHUNK: u64 = 1 << 20;
+
+/// Asks the driver, falls back to writing zeros, and makes the result durable if asked to.
+pub(super) async fn write_zeroes(
+    context: &Context,
+    io: &NodeIo,
+    node: NodeIndex,
+    offset: u64,
+    length: u64,
+    flags: RequestFlags,
+) -> Result<()> {
+    let local = context.view.node(node);
+    let driver = local.view.driver();
+    let may_unmap = flags.may_unmap && !local.ignores_discard;
+    let wanted = RequestFlags { may_unmap, fua: false, ..flags };
+    match driver.write_zeroes(io, offset, length, wanted).await {
+        Err(error) if error.kind() == ErrorKind::NotSupported && !flags.no_fallback => {
+            write_out(context, node, offset, length).await?;
+        }
+        result => result?,
+    }
+    if flags.fua { driver.flush(io).await } else { Ok(()) }
+}
+
+async fn write_out(context: &Context, node: NodeIndex, offset: u64, length: u64) -> Result<()> {
+    let zeros = IoVector::zeroed(length.min(CHUNK) as usize);
+    let mut done = 0;
+    while done < length {
+        let count = (length - done).min(CHUNK);
+        let part = zeros.slice(0, count as usize);
+        perform(context, node, Request::write(offset + done, part)).await?;
+        done += count;
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! What a request holds on to until its last operation has left the kernel (R4).
+
+use super::view::{NodeIndex, QueueView};
+use crate::driver::Pin;
+use blockplex_io::lock::RangeToken;
+use smallvec::SmallVec;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// Pins of drivers, and ranges of nodes whose writes are ordered.
+#[derive(Default)]
+pub(crate) struct Holds {
+    pub(crate) pins: SmallVec<[(NodeIndex, Pin); 2]>,
+    pub(crate) ranges: SmallVec<[(NodeIndex, RangeToken); 1]>,
+}
+
+impl Holds {
+    /// Gives everything back. Must come before the view of the request goes.
+    pub(crate) fn release(&mut self, view: &QueueView, loop_index: usize) {
+        for (node, pin) in self.pins.drain(..) {
+            view.node(node).view.driver().unpin(loop_index, pin);
+        }
+        for (node, token) in self.ranges.drain(..) {
+            view.node(node).view.node().writes.release(token);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pins.is_empty() && self.ranges.is_empty()
+    }
+}
+
+/// Holds that several operations share; given back with the last of them.
+pub(crate) struct SharedHolds {
+    view: Rc<QueueView>,
+    loop_index: usize,
+    holds: RefCell<Holds>,
+}
+
+impl SharedHolds {
+    pub(crate) fn new(view: Rc<QueueView>, loop_index: usize) -> Rc<SharedHolds> {
+        Rc::new(SharedHolds { view, loop_index, holds: RefCell::default() })
+    }
+
+    pub(crate) fn with<R>(&self, change: impl FnOnce(&mut Holds) -> R) -> R {
+        change(&mut self.holds.borrow_mut())
+    }
+}
+
+impl Drop for SharedHolds {
+    fn drop(&mut self) {
+        self.holds.get_mut().release(&self.view, self.loop_index);
+    }
+}

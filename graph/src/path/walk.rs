@@ -1,0 +1,131 @@
+//! The walk: follows the drivers' `map` answers from a node down to a place.
+
+use super::hold::Holds;
+use super::view::{NodeIndex, QueueView};
+use crate::driver::{Map, MapRequest, Role};
+use crate::error::Error;
+use crate::request::RequestKind;
+use blockplex_io::lock::RangeMode;
+use std::os::fd::RawFd;
+
+/// Where the walk ended, for the first `length` bytes of what was asked.
+pub(crate) enum Step {
+    /// At an open file.
+    File { node: NodeIndex, fd: RawFd, offset: u64, length: u64 },
+    /// Nowhere: zeros, or nothing to do.
+    Zero { length: u64 },
+    /// It has been served.
+    Done { length: u64 },
+    /// At a node where it takes a future.
+    Serve { node: NodeIndex, reason: Reason, offset: u64, length: u64 },
+    /// At an error.
+    Fail { node: NodeIndex, error: Error },
+}
+
+/// Why a request is served at a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// It has to be aligned, ordered or looked at before the driver is asked.
+    Prepare,
+    /// Its memory does not suit the node.
+    Bounce,
+    /// The driver's answer takes a future.
+    Driver,
+}
+
+/// Walks from `start`. `request` is narrowed as the walk goes on. With `prepared`, the start node
+/// has been prepared by the caller: its alignment, ordering and zero detection are taken care of.
+pub(crate) fn walk(
+    view: &QueueView,
+    start: NodeIndex,
+    prepared: bool,
+    request: &mut MapRequest<'_>,
+    holds: &mut Holds,
+) -> Step {
+    let mut node = start;
+    let mut prepared = prepared;
+    loop {
+        let local = view.node(node);
+        if !prepared && let Some(step) = before_map(view, node, request, holds) {
+            return step;
+        }
+        prepared = false;
+        match local.view.driver().map(&local.view, request) {
+            Map::Child { edge, offset, length, pin } => {
+                if let Some(pin) = pin {
+                    holds.pins.push((node, pin));
+                }
+                node = local.child(edge);
+                request.offset = offset;
+                request.length = length;
+                let is_backing = local.view.edges().get(edge).map(|e| e.role) == Some(Role::Backing);
+                if is_backing && request.kind == RequestKind::Read {
+                    // A backing node may be shorter than its overlay: zeros lie beyond its end.
+                    let rest = view.node(node).view.length().saturating_sub(offset);
+                    if rest == 0 {
+                        return Step::Zero { length };
+                    }
+                    request.length = length.min(rest);
+                }
+            }
+            Map::File { fd, offset, length } => {
+                if needs_bounce(local.memory_mask, local.max_segments, request) {
+                    return serve(node, Reason::Bounce, request, length);
+                }
+                return Step::File { node, fd, offset, length };
+            }
+            Map::Zero { length } => return Step::Zero { length },
+            Map::Done { length } => return Step::Done { length },
+            Map::Async { length } => return serve(node, Reason::Driver, request, length),
+            Map::Fail(error) => return Step::Fail { node, error },
+        }
+    }
+}
+
+/// What the path itself does at a node before the driver is asked. None: go on and ask.
+fn before_map(
+    view: &QueueView,
+    node: NodeIndex,
+    request: &mut MapRequest<'_>,
+    holds: &mut Holds,
+) -> Option<Step> {
+    let local = view.node(node);
+    match request.kind {
+        RequestKind::Discard if local.ignores_discard => {
+            return Some(Step::Done { length: request.length });
+        }
+        RequestKind::Flush if local.ignores_flush => return Some(Step::Done { length: 0 }),
+        RequestKind::Read | RequestKind::Write => {}
+        _ => return None,
+    }
+    request.length = request.length.min(local.max_transfer);
+    let writes = request.kind == RequestKind::Write;
+    let misaligned = (request.offset | request.length) & local.request_mask != 0;
+    if misaligned || (writes && local.detects_zeroes) {
+        return Some(serve(node, Reason::Prepare, request, request.length));
+    }
+    if writes && local.request_mask != 0 {
+        let range = request.offset..request.offset + request.length;
+        match local.view.node().writes.try_acquire(range, RangeMode::Shared) {
+            Some(token) => holds.ranges.push((node, token)),
+            None => return Some(serve(node, Reason::Prepare, request, request.length)),
+        }
+    }
+    None
+}
+
+fn serve(node: NodeIndex, reason: Reason, request: &MapRequest<'_>, length: u64) -> Step {
+    Step::Serve { node, reason, offset: request.offset, length }
+}
+
+/// Whether the memory does not suit the node.
+pub(crate) fn needs_bounce(
+    memory_mask: usize,
+    max_segments: usize,
+    request: &MapRequest<'_>,
+) -> bool {
+    let pieces = request.vector.iovecs();
+    (memory_mask != 0
+        && (request.position & memory_mask != 0 || !request.vector.is_aligned(memory_mask + 1)))
+        || pieces.len() > max_segments
+}
