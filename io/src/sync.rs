@@ -4,15 +4,15 @@
 
 #[cfg(not(loom))]
 mod imp {
-    pub(crate) use parking_lot::{Mutex, MutexGuard};
+    pub(crate) use parking_lot::Mutex;
     pub(crate) use std::sync::Arc;
     pub(crate) use std::sync::atomic;
 }
 
 #[cfg(loom)]
 mod imp {
+    pub(crate) use loom::sync::Arc;
     pub(crate) use loom::sync::atomic;
-    pub(crate) use loom::sync::{Arc, MutexGuard};
 
     /// parking_lot's shape (no poisoning) over loom's mutex.
     #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ mod imp {
             Mutex(loom::sync::Mutex::new(value))
         }
 
-        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
             self.0.lock().expect("a model never poisons its lock")
         }
     }
