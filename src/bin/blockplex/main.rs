@@ -1,0 +1,115 @@
+//! The `blockplex` program: measure an image (`bench`), or try to break it
+//! (`stress`), through the same library an embedder uses.
+//!
+//! `command_line` turns arguments into checked options, `bench` and `stress`
+//! do the work, and this page only sends one to the other and turns what went
+//! wrong into a message and an exit status:
+//!
+//! | status | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | it could not be done, or a stress run found a mismatch; the reason is on stderr after `blockplex: ` |
+//! | 2 | the arguments make no sense (printed by clap) |
+//!
+//! Results go to stdout, everything else to stderr.
+
+// The expectation fails, and is to be removed, once the engine is linked.
+#![cfg_attr(not(test), expect(dead_code, reason = "nothing drives an engine yet; tests do"))]
+
+mod bench;
+mod command_line;
+mod random;
+mod stress;
+mod units;
+
+use std::error::Error;
+use std::io;
+use std::process::ExitCode;
+
+use command_line::Command;
+
+fn main() -> ExitCode {
+    let command = match command_line::parse(std::env::args_os()) {
+        Ok(command) => command,
+        // Help and version end here as well; clap knows their stream and status.
+        Err(error) => error.exit(),
+    };
+    install_log();
+    let outcome = match &command {
+        Command::Bench(options) => bench::run::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Stress(options) => stress::run::run(options),
+    };
+    match outcome {
+        Ok(status) => status,
+        Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("blockplex: {}", message(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Warnings of the library go to stderr; `RUST_LOG` asks for more or less.
+fn install_log() {
+    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::filter::LevelFilter;
+
+    let filter =
+        EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+}
+
+/// Whether the reader of our output went away: nobody is left to tell.
+fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// An error and its sources in one line, outermost first.
+fn message(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let part = error.to_string();
+        // Some errors quote their source themselves; do not say it twice.
+        if !text.ends_with(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Outer(io::Error, &'static str);
+
+    impl std::fmt::Display for Outer {
+        fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            formatter.write_str(self.1)
+        }
+    }
+
+    impl Error for Outer {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn a_message_names_the_source_once() {
+        let plain = Outer(io::Error::other("no such disk"), "cannot open a.qcow2");
+        assert_eq!(message(&plain), "cannot open a.qcow2: no such disk");
+        let quoting = Outer(io::Error::other("no such disk"), "a.qcow2: no such disk");
+        assert_eq!(message(&quoting), "a.qcow2: no such disk");
+    }
+
+    #[test]
+    fn only_a_broken_pipe_is_silent() {
+        assert!(is_broken_pipe(&io::Error::from(io::ErrorKind::BrokenPipe)));
+        assert!(!is_broken_pipe(&io::Error::from(io::ErrorKind::NotFound)));
+    }
+}
