@@ -1,2 +1,4 @@
 //! blockplex-drivers
 #![deny(missing_docs)]
+
+pub mod qcow2;

@@ -1,0 +1,253 @@
+//! The bytes of a fresh image: header, refcount table, refcount blocks, L1 table, in that order
+//! and without a gap, as the peer lays them out.
+//!
+//! The layout is computed as a whole before anything is written, so that a large L1 table gets
+//! all the refcount blocks that it needs at once, and an option that cannot be is refused while
+//! there is still nothing to undo. Nothing is preallocated here.
+
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+use super::extension::MAX_BACKING_FORMAT_BYTES;
+use super::format_error::{FormatError, FormatErrorKind, Place, escaped};
+use super::geometry::{Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, TABLE_ENTRY_BYTES};
+use super::header::{CompressionType, Header, Version, feature};
+use super::refcount_block;
+use std::ops::Range;
+
+/// What a new image should be. The names are those of the peer's creation options.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// The bytes of the virtual disk, a multiple of 512.
+    pub size: u64,
+    /// `compat`: the format version.
+    pub version: Version,
+    /// The bytes of a cluster: a power of two, 512 to 2 MiB.
+    pub cluster_size: u64,
+    /// The bits of a refcount: a power of two, 1 to 64.
+    pub refcount_bits: u32,
+    /// How compressed clusters will be compressed.
+    pub compression_type: CompressionType,
+    /// Whether refcounts may be written late.
+    pub lazy_refcounts: bool,
+    /// `backing_file`: the name of the backing file.
+    pub backing_name: Option<Vec<u8>>,
+    /// `backing_fmt`: its format; must be given with a backing file, only then.
+    pub backing_format: Option<Vec<u8>>,
+}
+
+impl CreateOptions {
+    /// The defaults of the peer: version 3, clusters of 64 KiB, 16-bit refcounts, deflate.
+    pub fn new(size: u64) -> Self {
+        CreateOptions {
+            size,
+            version: Version::V3,
+            cluster_size: 65536,
+            refcount_bits: 16,
+            compression_type: CompressionType::Deflate,
+            lazy_refcounts: false,
+            backing_name: None,
+            backing_format: None,
+        }
+    }
+}
+
+/// A fresh image, ready to be written.
+///
+/// Write the header (the first of [`ImageLayout::writes`]) last, after a flush: until then the
+/// file is no qcow2 image, afterwards it is a whole one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageLayout {
+    /// The header.
+    pub header: Header,
+    /// File offset in bytes and contents, in ascending order: header, refcount table, refcount
+    /// blocks. All of whole clusters.
+    pub writes: Vec<(u64, Vec<u8>)>,
+    /// The bytes of the file that must read as zeros: the L1 table. In a file that was just
+    /// created they do, once it has its length.
+    pub zeros: Range<u64>,
+    /// The bytes that the file must have. Whole clusters, unlike the peer's, which end with the
+    /// last L1 entry: a direct read of the table then never meets a torn sector.
+    pub file_length: u64,
+}
+
+/// How many clusters each structure has, the header being one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Sizes {
+    refcount_table: u64,
+    refcount_blocks: u64,
+    l1_table: u64,
+}
+
+impl ImageLayout {
+    /// The layout of an image with these options. Any thread may call this.
+    ///
+    /// # Errors
+    ///
+    /// [`FormatErrorKind::InvalidOption`] when an option is out of range or contradicts another;
+    /// [`FormatErrorKind::NoSpace`] when the names do not fit into the header cluster.
+    pub fn new(options: &CreateOptions) -> Result<Self, FormatError> {
+        let geometry = checked_geometry(options)?;
+        check_version(options)?;
+        check_backing(options)?;
+        let sizes = sizes(options.size, &geometry);
+        let header = header(options, &geometry, sizes);
+        let mut writes = vec![(0, header.to_bytes()?)];
+        writes.extend(refcount_structures(&geometry, sizes));
+        let file_length = sizes.total() * geometry.cluster_size();
+        Ok(ImageLayout {
+            header,
+            writes,
+            zeros: file_length - sizes.l1_table * geometry.cluster_size()..file_length,
+            file_length,
+        })
+    }
+}
+
+impl Sizes {
+    /// Clusters of the image.
+    fn total(&self) -> u64 {
+        1 + self.refcount_table + self.refcount_blocks + self.l1_table
+    }
+}
+
+fn invalid(field: &'static str, value: impl ToString, rule: impl Into<String>) -> FormatError {
+    FormatError::text(field, value.to_string(), Place::Elsewhere, rule)
+        .of_kind(FormatErrorKind::InvalidOption)
+}
+
+fn checked_geometry(options: &CreateOptions) -> Result<Geometry, FormatError> {
+    let CreateOptions { size, cluster_size, refcount_bits, .. } = *options;
+    let cluster_range = 1_u64 << MIN_CLUSTER_BITS..=1_u64 << MAX_CLUSTER_BITS;
+    if !cluster_size.is_power_of_two() || !cluster_range.contains(&cluster_size) {
+        let rule = "is not a power of two from 512 to 2097152";
+        return Err(invalid("cluster_size", cluster_size, rule));
+    }
+    if !refcount_bits.is_power_of_two() || refcount_bits > 64 {
+        let rule = "is not a power of two from 1 to 64";
+        return Err(invalid("refcount_bits", refcount_bits, rule));
+    }
+    let bits = cluster_size.trailing_zeros();
+    let geometry = Geometry::new(bits, refcount_bits.trailing_zeros(), false)?;
+    if !size.is_multiple_of(512) {
+        return Err(invalid("size", size, "is not a multiple of 512"));
+    }
+    if size > geometry.max_guest_size() {
+        let most = geometry.max_guest_size();
+        let rule = format!("exceeds {most}, the most with clusters of {cluster_size} bytes");
+        return Err(invalid("size", size, rule));
+    }
+    Ok(geometry)
+}
+
+fn check_version(options: &CreateOptions) -> Result<(), FormatError> {
+    let needs_v3 = "needs version 3 (compat=1.1)";
+    if options.version >= Version::V3 {
+        return Ok(());
+    }
+    if options.lazy_refcounts {
+        return Err(invalid("lazy_refcounts", "on", needs_v3));
+    }
+    if options.refcount_bits != 16 {
+        return Err(invalid("refcount_bits", options.refcount_bits, needs_v3));
+    }
+    if options.compression_type == CompressionType::Zstd {
+        return Err(invalid("compression_type", "zstd", needs_v3));
+    }
+    Ok(())
+}
+
+fn check_backing(options: &CreateOptions) -> Result<(), FormatError> {
+    match (&options.backing_name, &options.backing_format) {
+        (None, None) => Ok(()),
+        (None, Some(format)) => {
+            Err(invalid("backing_fmt", escaped(format), "is given without backing_file"))
+        }
+        // Guessing a format lets the contents of a raw image decide what is opened.
+        (Some(name), None) => {
+            Err(invalid("backing_file", escaped(name), "is given without backing_fmt"))
+        }
+        (Some(_), Some(format)) => {
+            let bytes = 1..=MAX_BACKING_FORMAT_BYTES;
+            if bytes.contains(&format.len()) && !format.contains(&0) {
+                return Ok(());
+            }
+            let rule = format!("is not 1 to {MAX_BACKING_FORMAT_BYTES} bytes without NUL");
+            Err(invalid("backing_fmt", escaped(format), rule))
+        }
+    }
+}
+
+/// The smallest refcount structures that count themselves and everything else.
+fn sizes(size: u64, geometry: &Geometry) -> Sizes {
+    let l1_bytes = geometry.l1_entries_for(size) * TABLE_ENTRY_BYTES;
+    let mut sizes =
+        Sizes { refcount_table: 1, refcount_blocks: 1, l1_table: geometry.clusters_for(l1_bytes) };
+    // Each round can only grow, by ever less: a block counts at least 64 clusters. The largest
+    // case (512-byte clusters, 64-bit refcounts, 2^16 clusters of L1) has 1,041 blocks, far from
+    // the limit of the table.
+    loop {
+        let blocks = sizes.total().div_ceil(geometry.refcounts_per_block());
+        let next = Sizes {
+            refcount_table: geometry.clusters_for(blocks * TABLE_ENTRY_BYTES),
+            refcount_blocks: blocks,
+            ..sizes
+        };
+        if next == sizes {
+            return sizes;
+        }
+        sizes = next;
+    }
+}
+
+fn header(options: &CreateOptions, geometry: &Geometry, sizes: Sizes) -> Header {
+    let cluster_size = geometry.cluster_size();
+    let mut header = Header::new(*geometry, options.version, options.size);
+    header.compression_type = options.compression_type;
+    if options.compression_type == CompressionType::Zstd {
+        header.incompatible_features |= feature::COMPRESSION_TYPE;
+    }
+    if options.lazy_refcounts {
+        header.compatible_features |= feature::LAZY_REFCOUNTS;
+    }
+    header.backing_name.clone_from(&options.backing_name);
+    header.extensions.backing_format.clone_from(&options.backing_format);
+    header.refcount_table_offset = cluster_size;
+    // Both fit: at most 2^22 entries and a few clusters.
+    header.refcount_table_clusters = sizes.refcount_table as u32;
+    header.l1_size = geometry.l1_entries_for(options.size) as u32;
+    if header.l1_size > 0 {
+        let before = 1 + sizes.refcount_table + sizes.refcount_blocks;
+        header.l1_table_offset = before * cluster_size;
+    }
+    header
+}
+
+/// The refcount table and its blocks, with their offsets.
+fn refcount_structures(geometry: &Geometry, sizes: Sizes) -> Vec<(u64, Vec<u8>)> {
+    let cluster_size = geometry.cluster_size();
+    let first_block = (1 + sizes.refcount_table) * cluster_size;
+    let offsets = (0..sizes.refcount_blocks).map(|block| first_block + block * cluster_size);
+    let mut table: Vec<u8> = offsets.clone().flat_map(u64::to_be_bytes).collect();
+    table.resize((sizes.refcount_table * cluster_size) as usize, 0);
+    let mut writes = vec![(cluster_size, table)];
+    let mut uncounted = sizes.total();
+    for offset in offsets {
+        let counted = uncounted.min(geometry.refcounts_per_block());
+        uncounted -= counted;
+        writes.push((offset, block_of_ones(geometry, counted as usize)));
+    }
+    writes
+}
+
+/// A refcount block whose first `count` refcounts are 1.
+fn block_of_ones(geometry: &Geometry, count: usize) -> Vec<u8> {
+    let mut block = vec![0; geometry.cluster_size() as usize];
+    for index in 0..count {
+        refcount_block::set(&mut block, geometry.refcount_order(), index, 1)
+            .expect("count is at most the refcounts of a block, and 1 fits any width");
+    }
+    block
+}
+
+#[cfg(test)]
+mod tests;
