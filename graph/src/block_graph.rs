@@ -162,7 +162,10 @@ impl std::fmt::Debug for BlockGraph {
         let topology = self.topology();
         f.debug_struct("BlockGraph")
             .field("version", &topology.version())
-            .field("nodes", &topology.nodes().map(|view| view.name().to_owned()).collect::<Vec<_>>())
+            .field(
+                "nodes",
+                &topology.nodes().map(|view| view.name().to_owned()).collect::<Vec<_>>(),
+            )
             .finish_non_exhaustive()
     }
 }

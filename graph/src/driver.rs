@@ -24,7 +24,7 @@ use crate::limits::Limits;
 use crate::node::NodeView;
 use crate::path::NodeIo;
 use crate::permission::Access;
-use crate::request::{BlockStatus, RequestFlags, RequestKind};
+use crate::request::{Outcome, Request, RequestFlags, RequestKind};
 use blockplex_io::buffer::IoVector;
 use std::any::Any;
 use std::future::Future;
@@ -170,54 +170,17 @@ pub trait Driver: Send + Sync + 'static {
     /// Takes back a pin of [`Driver::map`], on the loop with that index, which is the same.
     fn unpin(&self, loop_index: usize, pin: Pin);
 
-    /// Reads `vector.len()` bytes at `offset`.
-    fn read<'a>(
-        &'a self,
-        io: &'a NodeIo,
-        offset: u64,
-        vector: IoVector,
-    ) -> LocalFuture<'a, Result<()>>;
-
-    /// Writes `vector.len()` bytes at `offset`; durable on return when `flags.fua`.
-    fn write<'a>(
-        &'a self,
-        io: &'a NodeIo,
-        offset: u64,
-        vector: IoVector,
-        flags: RequestFlags,
-    ) -> LocalFuture<'a, Result<()>>;
-
-    /// Makes a range read as zeros. Fails with `NotSupported` when it cannot do it better than by
-    /// writing zeros; the request path then does that, unless `flags.no_fallback`.
-    fn write_zeroes<'a>(
-        &'a self,
-        io: &'a NodeIo,
-        offset: u64,
-        length: u64,
-        flags: RequestFlags,
-    ) -> LocalFuture<'a, Result<()>>;
-
-    /// Gives a range back to the storage, as far as it can; a hint.
-    fn discard<'a>(
-        &'a self,
-        io: &'a NodeIo,
-        offset: u64,
-        length: u64,
-    ) -> LocalFuture<'a, Result<()>>;
-
-    /// Makes durable what had completed before this call, children included.
-    fn flush<'a>(&'a self, io: &'a NodeIo) -> LocalFuture<'a, Result<()>>;
-
-    /// The extent that starts at `offset`, at most `length` long (`length` ≥ 1, within the node).
-    fn block_status<'a>(
-        &'a self,
-        io: &'a NodeIo,
-        offset: u64,
-        length: u64,
-    ) -> LocalFuture<'a, Result<BlockStatus>>;
-
-    /// Sets the length. New space reads as zeros.
-    fn truncate<'a>(&'a self, io: &'a NodeIo, length: u64) -> LocalFuture<'a, Result<()>>;
+    /// Tier 2: serves a request, or the part of one that `map` answered with [`Map::Async`].
+    ///
+    /// * Reads fill the vector, writes take it; a write with `flags.fua` is durable on return.
+    /// * Write-zeroes fails with `NotSupported` when the driver cannot do it better than by writing
+    ///   zeros: the request path then does that, unless `flags.no_fallback`. `fua` is not set;
+    ///   `may_unmap` only when the node passes discards on.
+    /// * A discard is a hint. A flush makes durable what had completed before it, children
+    ///   included.
+    /// * Block-status (within the node, `length` ≥ 1) answers [`Outcome::Status`].
+    /// * A truncation sets the length to `request.offset`; new space reads as zeros.
+    fn serve<'a>(&'a self, io: &'a NodeIo, request: Request) -> LocalFuture<'a, Result<Outcome>>;
 
     /// Prepares new options; `options` is what the driver's own constructor takes (the umbrella
     /// and the driver agree on the type). Children are still reachable.

@@ -16,6 +16,7 @@
 //! This crate knows no driver and opens no file.
 #![deny(missing_docs)]
 
+mod account;
 mod block_graph;
 mod drained;
 pub mod driver;
@@ -29,6 +30,7 @@ mod request;
 mod topology;
 mod transaction;
 
+pub use account::{Statistics, Tally};
 pub use block_graph::BlockGraph;
 pub use drained::{Drained, DrainedSection, Scope};
 pub use driver::{Driver, Role};

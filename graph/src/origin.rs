@@ -3,6 +3,7 @@
 //! Requests are counted here and nowhere else: nested I/O runs under the admission of the request
 //! that caused it. A node is at rest when every origin that reaches it is.
 
+use crate::account::{Accounts, Statistics};
 use crate::permission::Access;
 use blockplex_drain::Gate;
 use std::fmt;
@@ -25,6 +26,7 @@ pub struct Origin {
     name: String,
     access: Access,
     gate: Arc<Gate>,
+    pub(crate) accounts: Accounts,
 }
 
 impl Origin {
@@ -32,7 +34,7 @@ impl Origin {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         // Relaxed: only the uniqueness of the number matters.
         let id = OriginId(NEXT.fetch_add(1, Ordering::Relaxed));
-        Arc::new(Origin { id, name, access, gate })
+        Arc::new(Origin { id, name, access, gate, accounts: Accounts::default() })
     }
 
     /// Its identity.
@@ -48,6 +50,11 @@ impl Origin {
     /// What it needs of its root node, and lets others do.
     pub fn access(&self) -> Access {
         self.access
+    }
+
+    /// What it has served. Any thread.
+    pub fn statistics(&self) -> Statistics {
+        self.accounts.statistics()
     }
 
     /// The gate that its requests pass.

@@ -106,10 +106,7 @@ impl Access {
         Access { needed: Permissions::CONSISTENT_READ, shared: Permissions::ALL };
 
     /// An exclusive writer, as a disk's frontend is: others may read, but not write or resize.
-    pub const WRITER: Access = Access {
-        needed: Permissions(1 | 2),
-        shared: Permissions(1 | 4),
-    };
+    pub const WRITER: Access = Access { needed: Permissions(1 | 2), shared: Permissions(1 | 4) };
 
     /// Both together: the union of the needs, the intersection of what is shared.
     #[must_use]

@@ -41,7 +41,8 @@ pub(super) async fn prepare(
     let aligned = (request.offset | request.length) & mask == 0;
     let holds = context.holds();
     if writes && mask != 0 {
-        let range = align_down(request.offset, mask)..align_up(request.offset + request.length, mask);
+        let range =
+            align_down(request.offset, mask)..align_up(request.offset + request.length, mask);
         let mode = if aligned { RangeMode::Shared } else { RangeMode::Exclusive };
         let guard = local.view.node().writes.lock(range, mode).await;
         holds.with(|holds| holds.ranges.push((node, guard.into_token())));
@@ -108,9 +109,9 @@ pub(super) async fn bounce(
     context: &Context,
     node: NodeIndex,
     request: Request,
+    holds: &Rc<SharedHolds>,
 ) -> Result<Outcome> {
     let mut position = 0;
-    // The caller's request holds what is to be held; these are for the parts' own pins.
     while position < request.length {
         let length = (request.length - position).min(CHUNK);
         let part = part_of(&request, request.offset + position, position, length);
@@ -119,7 +120,7 @@ pub(super) async fn bounce(
             memory.copy_from_vector(0, &part.vector, 0, length as usize);
         }
         let bounced = Request { vector: memory.clone(), ..part.clone() };
-        perform_prepared(context, node, bounced, context.holds()).await?;
+        perform_prepared(context, node, bounced, holds.clone()).await?;
         if request.kind == RequestKind::Read {
             part.vector.copy_from_vector(0, &memory, 0, length as usize);
         }

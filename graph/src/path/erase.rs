@@ -4,7 +4,7 @@ use super::children::NodeIo;
 use super::serve::{Context, perform};
 use super::view::NodeIndex;
 use crate::error::{ErrorKind, Result};
-use crate::request::{Request, RequestFlags};
+use crate::request::{Outcome, Request, RequestFlags};
 use blockplex_io::buffer::IoVector;
 
 /// The most zeros written at once.
@@ -15,21 +15,20 @@ pub(super) async fn write_zeroes(
     context: &Context,
     io: &NodeIo,
     node: NodeIndex,
-    offset: u64,
-    length: u64,
-    flags: RequestFlags,
-) -> Result<()> {
+    request: Request,
+) -> Result<Outcome> {
     let local = context.view.node(node);
     let driver = local.view.driver();
+    let Request { flags, offset, length, .. } = request;
     let may_unmap = flags.may_unmap && !local.ignores_discard;
     let wanted = RequestFlags { may_unmap, fua: false, ..flags };
-    match driver.write_zeroes(io, offset, length, wanted).await {
+    match driver.serve(io, Request { flags: wanted, ..request }).await {
         Err(error) if error.kind() == ErrorKind::NotSupported && !flags.no_fallback => {
             write_out(context, node, offset, length).await?;
         }
-        result => result?,
+        result => drop(result?),
     }
-    if flags.fua { driver.flush(io).await } else { Ok(()) }
+    if flags.fua { driver.serve(io, Request::flush()).await } else { Ok(Outcome::Done) }
 }
 
 async fn write_out(context: &Context, node: NodeIndex, offset: u64, length: u64) -> Result<()> {

@@ -38,8 +38,8 @@ pub(crate) struct SharedHolds {
 }
 
 impl SharedHolds {
-    pub(crate) fn new(view: Rc<QueueView>, loop_index: usize) -> Rc<SharedHolds> {
-        Rc::new(SharedHolds { view, loop_index, holds: RefCell::default() })
+    pub(crate) fn new(view: Rc<QueueView>, loop_index: usize, holds: Holds) -> Rc<SharedHolds> {
+        Rc::new(SharedHolds { view, loop_index, holds: RefCell::new(holds) })
     }
 
     pub(crate) fn with<R>(&self, change: impl FnOnce(&mut Holds) -> R) -> R {

@@ -75,7 +75,7 @@ impl Transfer {
         let (start, length) = (self.position + self.done, self.length - self.done);
         let op = match vector.contiguous(start, length) {
             Some(ptr) => {
-                let len = u32::try_from(length).unwrap_or(u32::MAX & !0xfff);
+                let len = u32::try_from(length).unwrap_or(!0xfff);
                 if self.writes {
                     RawOp::Write { fd, offset, ptr, len, dsync: self.durable }
                 } else {
@@ -94,7 +94,7 @@ impl Transfer {
             }
         };
         // SAFETY: the memory outlives the completion, as the caller promises.
-        unsafe { local.submit(op, sink, token) }
+        let _operation = unsafe { local.submit(op, sink, token) };
     }
 
     /// Whether the rest of the transfer can be submitted from `vector` as it is: either it lies in
@@ -155,7 +155,7 @@ struct InFlight {
     waker: RefCell<Option<Waker>>,
     this: std::rc::Weak<InFlight>,
     /// Kept until the completion (R4).
-    _holds: Rc<SharedHolds>,
+    _holds: (Rc<SharedHolds>, Option<Rc<SharedHolds>>),
 }
 
 impl TransferFuture {
@@ -164,7 +164,7 @@ impl TransferFuture {
         context: &Context,
         transfer: Transfer,
         vector: IoVector,
-        holds: Rc<SharedHolds>,
+        holds: (Rc<SharedHolds>, Option<Rc<SharedHolds>>),
     ) -> TransferFuture {
         let op = Rc::new_cyclic(|this| InFlight {
             context: context.clone(),

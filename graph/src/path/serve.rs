@@ -11,13 +11,13 @@
 use super::align;
 use super::children::NodeIo;
 use super::erase;
-use super::hold::SharedHolds;
+use super::hold::{Holds, SharedHolds};
 use super::leaf::{Transfer, TransferFuture};
 use super::queue::Ticket;
 use super::view::{NodeIndex, QueueView};
 use super::walk::{Reason, Step, walk};
 use crate::driver::{LocalFuture, MapRequest};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::request::{Outcome, Request, RequestKind};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::event_loop::Local;
@@ -30,27 +30,32 @@ pub(crate) struct Context {
     pub(crate) view: Rc<QueueView>,
     pub(crate) local: Local,
     /// The request's admission; none for the control plane.
+    #[expect(dead_code, reason = "held, not read: the admission lasts as long as the context")]
     pub(crate) ticket: Option<Rc<Ticket>>,
 }
 
 impl Context {
     pub(crate) fn holds(&self) -> Rc<SharedHolds> {
-        SharedHolds::new(self.view.clone(), self.local.index())
+        SharedHolds::new(self.view.clone(), self.local.index(), Holds::default())
     }
 }
 
-/// Serves a request at `node` for the given reason.
+/// Serves a request at `node` for the given reason. `holds` is what the walk to the node holds;
+/// it is kept until the end.
 pub(crate) async fn at_node(
     context: &Context,
     node: NodeIndex,
     reason: Reason,
     request: Request,
+    holds: Rc<SharedHolds>,
 ) -> Result<Outcome> {
-    match reason {
+    let result = match reason {
         Reason::Prepare => align::prepare(context, node, request).await,
-        Reason::Bounce => align::bounce(context, node, request).await,
+        Reason::Bounce => align::bounce(context, node, request, &holds).await,
         Reason::Driver => ask_driver(context, node, request).await,
-    }
+    };
+    drop(holds);
+    result
 }
 
 /// Performs a request from `node` down. Boxed, since nodes nest.
@@ -59,7 +64,7 @@ pub(crate) fn perform<'a>(
     node: NodeIndex,
     request: Request,
 ) -> LocalFuture<'a, Result<Outcome>> {
-    Box::pin(run(context, node, false, request, context.holds()))
+    Box::pin(run(context, node, request, None))
 }
 
 /// As [`perform`], with `node` already prepared and `holds` to be kept as long as any transfer.
@@ -69,30 +74,32 @@ pub(crate) fn perform_prepared<'a>(
     request: Request,
     holds: Rc<SharedHolds>,
 ) -> LocalFuture<'a, Result<Outcome>> {
-    Box::pin(run(context, node, true, request, holds))
+    Box::pin(run(context, node, request, Some(holds)))
 }
 
+/// With `held`, `node` is prepared, and `held` is kept by every transfer.
 async fn run(
     context: &Context,
     node: NodeIndex,
-    prepared: bool,
     request: Request,
-    holds: Rc<SharedHolds>,
+    held: Option<Rc<SharedHolds>>,
 ) -> Result<Outcome> {
     let mut transfers: SmallVec<[TransferFuture; 4]> = SmallVec::new();
     let mut outcome = Ok(Outcome::Done);
     let mut position = 0u64;
     loop {
+        // Each piece has holds of its own, given back as it ends: a request that held one range
+        // while it waited for the next could wait for itself.
+        let holds = context.holds();
         let step = holds.with(|holds| {
             let mut rest = rest_of(context, &request, position);
-            walk(&context.view, node, prepared, &mut rest, holds)
+            walk(&context.view, node, held.is_some(), &mut rest, holds)
         });
         let length = match step {
-            Step::File { fd, offset, length, .. } => {
-                let (at, length) = (position as usize, length as usize);
-                let transfer = start(context, &request, fd, offset, at, length, &holds);
-                transfers.push(transfer);
-                length as u64
+            Step::File { node, fd, offset, length } => {
+                let place = Place { node, fd, offset, position, length };
+                start(context, &request, place, (holds, held.clone()), &mut transfers);
+                length
             }
             Step::Zero { length } => {
                 if request.kind == RequestKind::Read {
@@ -103,7 +110,7 @@ async fn run(
             Step::Done { length } => length,
             Step::Serve { node, reason, offset, length } => {
                 let part = part_of(&request, offset, position, length);
-                match at_node(context, node, reason, part).await {
+                match at_node(context, node, reason, part, holds).await {
                     Ok(answer) => outcome = Ok(answer),
                     Err(error) => {
                         outcome = Err(error);
@@ -122,7 +129,17 @@ async fn run(
             break;
         }
     }
-    // All of them, whatever has failed: nothing may run on when the caller hears of the end.
+    settle(context, node, transfers, outcome).await
+}
+
+/// Waits for all transfers, whatever has failed: nothing may run on when the caller hears of the
+/// end.
+async fn settle(
+    context: &Context,
+    node: NodeIndex,
+    transfers: SmallVec<[TransferFuture; 4]>,
+    mut outcome: Result<Outcome>,
+) -> Result<Outcome> {
     for transfer in transfers {
         if let Err(error) = transfer.await
             && outcome.is_ok()
@@ -156,41 +173,44 @@ pub(crate) fn part_of(request: &Request, offset: u64, position: u64, length: u64
     Request { kind: request.kind, flags: request.flags, offset, length, vector }
 }
 
+/// Where a piece of a request is.
+struct Place {
+    node: NodeIndex,
+    fd: i32,
+    offset: u64,
+    position: u64,
+    length: u64,
+}
+
+/// Starts the transfers of one piece, none longer than the node takes.
 fn start(
     context: &Context,
     request: &Request,
-    fd: i32,
-    offset: u64,
-    position: usize,
-    length: usize,
-    holds: &Rc<SharedHolds>,
-) -> TransferFuture {
+    place: Place,
+    holds: (Rc<SharedHolds>, Option<Rc<SharedHolds>>),
+    transfers: &mut SmallVec<[TransferFuture; 4]>,
+) {
     let writes = request.kind == RequestKind::Write;
     let durable = writes && request.flags.fua;
-    let transfer = Transfer::new(writes, durable, fd, offset, position, length);
-    TransferFuture::start(context, transfer, request.vector.clone(), holds.clone())
+    let max = context.view.node(place.node).max_transfer;
+    let mut done = 0;
+    while done < place.length {
+        let count = (place.length - done).min(max);
+        let (offset, position) = (place.offset + done, (place.position + done) as usize);
+        let transfer = Transfer::new(writes, durable, place.fd, offset, position, count as usize);
+        let vector = request.vector.clone();
+        transfers.push(TransferFuture::start(context, transfer, vector, holds.clone()));
+        done += count;
+    }
 }
 
 /// Tier 2.
 async fn ask_driver(context: &Context, node: NodeIndex, request: Request) -> Result<Outcome> {
     let io = NodeIo::new(context.clone(), node);
-    let driver = io.node().driver();
-    let Request { kind, flags, offset, length, vector } = request;
-    let result = match kind {
-        RequestKind::Read => driver.read(&io, offset, vector).await,
-        RequestKind::Write => driver.write(&io, offset, vector, flags).await,
-        RequestKind::Flush => driver.flush(&io).await,
-        RequestKind::Discard => driver.discard(&io, offset, length).await,
-        RequestKind::WriteZeroes => erase::write_zeroes(context, &io, node, offset, length, flags).await,
-        RequestKind::Truncate => driver.truncate(&io, offset).await,
-        RequestKind::BlockStatus => {
-            let status = driver.block_status(&io, offset, length).await;
-            return status.map(Outcome::Status).map_err(|error| blame(error, &io));
-        }
+    let result = if request.kind == RequestKind::WriteZeroes {
+        erase::write_zeroes(context, &io, node, request).await
+    } else {
+        io.node().driver().serve(&io, request).await
     };
-    result.map(|()| Outcome::Done).map_err(|error| blame(error, &io))
-}
-
-fn blame(error: Error, io: &NodeIo) -> Error {
-    error.at_node(io.node().name())
+    result.map_err(|error| error.at_node(io.node().name()))
 }

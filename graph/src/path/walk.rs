@@ -58,7 +58,8 @@ pub(crate) fn walk(
                 node = local.child(edge);
                 request.offset = offset;
                 request.length = length;
-                let is_backing = local.view.edges().get(edge).map(|e| e.role) == Some(Role::Backing);
+                let is_backing =
+                    local.view.edges().get(edge).map(|e| e.role) == Some(Role::Backing);
                 if is_backing && request.kind == RequestKind::Read {
                     // A backing node may be shorter than its overlay: zeros lie beyond its end.
                     let rest = view.node(node).view.length().saturating_sub(offset);
@@ -98,7 +99,6 @@ fn before_map(
         RequestKind::Read | RequestKind::Write => {}
         _ => return None,
     }
-    request.length = request.length.min(local.max_transfer);
     let writes = request.kind == RequestKind::Write;
     let misaligned = (request.offset | request.length) & local.request_mask != 0;
     if misaligned || (writes && local.detects_zeroes) {

@@ -22,7 +22,7 @@ pub unsafe trait StableMemory: Send + Sync {}
 #[derive(Clone)]
 enum Keep {
     Nothing,
-    Block(#[expect(dead_code, reason = "held, never read: it keeps the memory alive")] Arc<Block>),
+    Block(Arc<Block>),
     Memory(#[expect(dead_code, reason = "as above")] Arc<dyn StableMemory>),
     Several(#[expect(dead_code, reason = "as above")] Arc<[Keep]>),
 }
@@ -64,8 +64,8 @@ impl From<IoBuffer> for IoVector {
 
 impl IoVector {
     /// A vector of no bytes, for requests without data.
-    pub const fn empty() -> IoVector {
-        IoVector { keep: Keep::Nothing, pieces: SmallVec::new_const(), length: 0 }
+    pub fn empty() -> IoVector {
+        IoVector { keep: Keep::Nothing, pieces: SmallVec::new(), length: 0 }
     }
 
     /// A zeroed vector of `length` bytes in one aligned piece.
@@ -213,16 +213,14 @@ impl IoVector {
     /// The buffer that this vector was made from, when it is whole and nobody else shares it;
     /// otherwise the vector itself.
     pub fn into_buffer(self) -> Result<IoBuffer, IoVector> {
-        let IoVector { keep, pieces, length } = self;
-        match keep {
-            Keep::Block(mut block)
-                if Arc::get_mut(&mut block).is_some()
-                    && pieces.iter().all(|piece| piece.iov_base == block.start().cast()) =>
-            {
-                Ok(IoBuffer::from_block(block, length))
+        let IoVector { mut keep, pieces, length } = self;
+        if let Keep::Block(block) = &mut keep {
+            let alone = Arc::get_mut(block).is_some();
+            if alone && pieces.iter().all(|piece| piece.iov_base == block.start().cast()) {
+                return Ok(IoBuffer::from_block(block.clone(), length));
             }
-            keep => Err(IoVector { keep, pieces, length }),
         }
+        Err(IoVector { keep, pieces, length })
     }
 
     /// Calls `visit` with each contiguous part of `length` bytes at `start`.

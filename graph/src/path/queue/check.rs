@@ -1,0 +1,85 @@
+//! What is checked before a request runs, and what is said of it afterwards.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::Limits;
+use crate::path::view::{QueueView, ROOT};
+use crate::permission::Permissions;
+use crate::request::{Request, RequestKind};
+use blockplex_drain::RequestRecord;
+use blockplex_io::event_loop::Local;
+
+/// Whether the request may run at all.
+pub(super) fn check(view: &QueueView, request: &Request) -> Result<()> {
+    if view.is_empty() {
+        return Err(Error::new(ErrorKind::NoMedium, "the backend has no root node"));
+    }
+    let root = &view.node(ROOT).view;
+    if request.kind.writes() && !view.granted.contains(Permissions::WRITE) {
+        return Err(Error::new(ErrorKind::ReadOnly, "the backend is read-only"));
+    }
+    match request.kind {
+        RequestKind::Flush => return Ok(()),
+        RequestKind::Truncate => {
+            if !view.granted.contains(Permissions::RESIZE) {
+                let text = "the backend has no permission to resize";
+                return Err(Error::new(ErrorKind::ReadOnly, text));
+            }
+            if request.offset > Limits::MAX_LENGTH {
+                let text = format!("a length of {} bytes is too large", request.offset);
+                return Err(Error::new(ErrorKind::InvalidArgument, text));
+            }
+            return Ok(());
+        }
+        RequestKind::Read | RequestKind::Write
+            if request.vector.len() as u64 != request.length
+                || request.length > Limits::MAX_REQUEST =>
+        {
+            let (memory, length) = (request.vector.len(), request.length);
+            let max = Limits::MAX_REQUEST;
+            let text =
+                format!("{memory} bytes of memory for a transfer of {length} (at most {max})");
+            return Err(Error::new(ErrorKind::InvalidArgument, text));
+        }
+        _ => {}
+    }
+    let length = root.length();
+    match request.offset.checked_add(request.length) {
+        Some(end) if end <= length => Ok(()),
+        _ => {
+            let text = format!("the range ends beyond the node's {length} bytes");
+            Err(Error::new(ErrorKind::OutOfRange, text).at_node(root.name()))
+        }
+    }
+}
+
+pub(super) fn is_transfer(request: &Request) -> bool {
+    matches!(request.kind, RequestKind::Read | RequestKind::Write)
+}
+
+/// Says what was being done.
+pub(super) fn blame(error: Error, request: &Request) -> Error {
+    error.during(request.kind.name()).at_range(request.offset, request.length)
+}
+
+pub(super) fn record_of(request: &Request, local: &Local, view: &QueueView) -> RequestRecord {
+    RequestRecord {
+        kind: record_kind(request.kind),
+        offset: request.offset,
+        length: request.length,
+        started_ns: local.now_ns(),
+        node: view.node(ROOT).view.id().number(),
+    }
+}
+
+fn record_kind(kind: RequestKind) -> u8 {
+    use blockplex_drain::kind;
+    match kind {
+        RequestKind::Read => kind::READ,
+        RequestKind::Write => kind::WRITE,
+        RequestKind::Flush => kind::FLUSH,
+        RequestKind::Discard => kind::DISCARD,
+        RequestKind::WriteZeroes => kind::WRITE_ZEROES,
+        RequestKind::BlockStatus => kind::BLOCK_STATUS,
+        RequestKind::Truncate => kind::TRUNCATE,
+    }
+}

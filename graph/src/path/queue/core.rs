@@ -1,0 +1,511 @@
+//! The engine behind a queue: starts requests, counts their pieces, ends them.
+#![expect(unsafe_code, reason = "submits operations on memory that its entries own")]
+
+use super::check::{blame, check, record_of};
+use super::table::{Door, Entry, Op, Place, Table, op_of, token_of};
+use crate::account::Counters;
+use crate::block_graph::BlockGraph;
+use crate::driver::MapRequest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::origin::Origin;
+use crate::path::hold::{Holds, SharedHolds};
+use crate::path::leaf::{Next, Transfer};
+use crate::path::serve::{self, Context as ServeContext};
+use crate::path::view::{NodeIndex, QueueView, ROOT};
+use crate::path::walk::{Reason, Step, walk};
+use crate::permission::Permissions;
+use crate::request::{Completion, Outcome, Request, RequestKind};
+use blockplex_drain::Slot;
+use blockplex_io::engine::Sink;
+use blockplex_io::event_loop::{JoinHandle, Local};
+use smallvec::SmallVec;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::Waker;
+
+pub(crate) struct QueueCore {
+    pub(super) graph: BlockGraph,
+    pub(super) origin: Arc<Origin>,
+    pub(super) local: Local,
+    pub(super) loop_index: usize,
+    pub(super) slot: Slot,
+    counters: Arc<Counters>,
+    pub(super) view: RefCell<Rc<QueueView>>,
+    pub(super) table: RefCell<Table>,
+    pub(super) done: RefCell<VecDeque<Reaped>>,
+    pub(super) parked: RefCell<VecDeque<u32>>,
+    pub(super) resume: RefCell<Option<JoinHandle<()>>>,
+    pub(super) reaper: RefCell<Option<Waker>>,
+    pub(super) closed: Cell<bool>,
+    pub(super) this: Weak<QueueCore>,
+}
+
+/// A completion that waits to be reaped; its admission ends then.
+pub(super) struct Reaped {
+    pub(super) completion: Completion,
+    pub(super) ticket: Option<Rc<Ticket>>,
+}
+
+/// The admission of a request that has left tier 1: shared by everything that runs for it.
+pub(crate) struct Ticket(Rc<QueueCore>);
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.slot.exit();
+    }
+}
+
+/// The result of a start.
+pub(super) enum Started {
+    Ended(Completion),
+    Running(u32),
+}
+
+impl QueueCore {
+    pub(super) fn new(
+        graph: &BlockGraph,
+        origin: &Arc<Origin>,
+        local: &Local,
+        label: &str,
+    ) -> Rc<QueueCore> {
+        Rc::new_cyclic(|this| QueueCore {
+            graph: graph.clone(),
+            slot: origin.gate().open_slot(label),
+            counters: origin.accounts.open(),
+            origin: origin.clone(),
+            loop_index: local.index(),
+            local: local.clone(),
+            view: RefCell::new(QueueView::new(None, Permissions::NONE, u64::MAX)),
+            table: RefCell::default(),
+            done: RefCell::default(),
+            parked: RefCell::default(),
+            resume: RefCell::default(),
+            reaper: RefCell::default(),
+            closed: Cell::new(false),
+            this: this.clone(),
+        })
+    }
+
+    /// Starts a request. For the cookie door, an immediate end is queued for reaping, and the
+    /// result is of no use.
+    pub(super) fn start(&self, request: Request, door: Door) -> Started {
+        if !self.parked.borrow().is_empty() || !self.slot.try_enter() {
+            return Started::Running(self.park(request, door));
+        }
+        self.run(request, door)
+    }
+
+    /// Runs an admitted request.
+    fn run(&self, request: Request, door: Door) -> Started {
+        let view = self.current_view();
+        if let Err(error) = check(&view, &request) {
+            return self.end_now(door, Err(blame(error, &request)), request);
+        }
+        if request.length == 0 && matches!(request.kind, RequestKind::Read | RequestKind::Write) {
+            return self.end_now(door, Ok(Outcome::Done), request);
+        }
+        let mut holds = Holds::default();
+        let step = walk(&view, ROOT, false, &mut self.map_request(&request, 0), &mut holds);
+        let whole = request.length;
+        match step {
+            Step::Done { length } if length == whole && holds.is_empty() => {
+                self.end_now(door, Ok(Outcome::Done), request)
+            }
+            Step::Zero { length } if length == whole && holds.is_empty() => {
+                if request.kind == RequestKind::Read {
+                    request.vector.fill(0, request.vector.len(), 0);
+                }
+                self.end_now(door, Ok(Outcome::Done), request)
+            }
+            step => {
+                let index = self.allocate(request, door);
+                self.launch(index, view, step, holds)
+            }
+        }
+    }
+
+    pub(super) fn map_request<'a>(&self, request: &'a Request, position: usize) -> MapRequest<'a> {
+        MapRequest {
+            kind: request.kind,
+            flags: request.flags,
+            offset: request.offset + position as u64,
+            length: request.length - position as u64,
+            vector: &request.vector,
+            position,
+            loop_index: self.loop_index,
+        }
+    }
+
+    /// Starts the pieces of a request, the first of which is `step`.
+    pub(super) fn launch(
+        &self,
+        index: u32,
+        view: Rc<QueueView>,
+        step: Step,
+        holds: Holds,
+    ) -> Started {
+        let length = {
+            let mut table = self.table.borrow_mut();
+            let entry = table.entry(index);
+            entry.view = Some(view.clone());
+            // One for this function, so that no piece ends the request before all have started.
+            entry.left = 1;
+            entry.result = Ok(Outcome::Done);
+            self.slot.record(index, record_of(&entry.request, &self.local, &view));
+            entry.request.length
+        };
+        let (mut step, mut holds) = (step, holds);
+        let mut position = 0u64;
+        loop {
+            let piece = self.start_piece(index, &view, step, holds, position);
+            position = position.saturating_add(piece);
+            if position >= length {
+                break;
+            }
+            (step, holds) = self.walk_on(index, &view, position);
+        }
+        self.end_piece(index, Ok(Outcome::Done));
+        Started::Running(index)
+    }
+
+    fn walk_on(&self, index: u32, view: &QueueView, position: u64) -> (Step, Holds) {
+        let mut table = self.table.borrow_mut();
+        let mut request = self.map_request(&table.entry(index).request, position as usize);
+        let mut holds = Holds::default();
+        let step = walk(view, ROOT, false, &mut request, &mut holds);
+        (step, holds)
+    }
+
+    /// Starts one piece of a request at `position`; gives its length.
+    fn start_piece(
+        &self,
+        index: u32,
+        view: &Rc<QueueView>,
+        step: Step,
+        mut holds: Holds,
+        position: u64,
+    ) -> u64 {
+        match step {
+            Step::File { node, fd, offset, length } => {
+                self.slot.set_node(index, view.node(node).view.id().number());
+                let max = view.node(node).max_transfer;
+                let mut place = Place { fd, offset, position: position as usize, length };
+                if length <= max {
+                    self.start_transfer(index, place, holds, None);
+                    return length;
+                }
+                let shared = SharedHolds::new(view.clone(), self.loop_index, holds);
+                let mut left = length;
+                while left > 0 {
+                    place.length = left.min(max);
+                    let held = Some(shared.clone());
+                    self.start_transfer(index, place, Holds::default(), held);
+                    left -= place.length;
+                    place.offset += place.length;
+                    place.position += place.length as usize;
+                }
+                length
+            }
+            Step::Zero { length } => {
+                holds.release(view, self.loop_index);
+                let mut table = self.table.borrow_mut();
+                let request = &table.entry(index).request;
+                if request.kind == RequestKind::Read {
+                    request.vector.fill(position as usize, length as usize, 0);
+                }
+                length
+            }
+            Step::Done { length } => {
+                holds.release(view, self.loop_index);
+                length
+            }
+            Step::Serve { node, reason, offset, length } => {
+                self.slot.set_node(index, view.node(node).view.id().number());
+                let context = ServeContext {
+                    view: view.clone(),
+                    local: self.local.clone(),
+                    ticket: self.ticket(index),
+                };
+                let part = self.part(index, offset, position, length);
+                let holds = SharedHolds::new(view.clone(), self.loop_index, holds);
+                self.start_serving(index, context, node, reason, part, holds);
+                length
+            }
+            Step::Fail { node, error } => {
+                holds.release(view, self.loop_index);
+                let mut table = self.table.borrow_mut();
+                let entry = table.entry(index);
+                if entry.result.is_ok() {
+                    entry.result = Err(error.at_node(view.node(node).view.name()));
+                }
+                u64::MAX // the rest is not tried
+            }
+        }
+    }
+
+    fn start_transfer(
+        &self,
+        index: u32,
+        place: Place,
+        holds: Holds,
+        shared: Option<Rc<SharedHolds>>,
+    ) {
+        let mut table = self.table.borrow_mut();
+        let entry = table.entry(index);
+        let writes = entry.request.kind == RequestKind::Write;
+        let durable = writes && entry.request.flags.fua;
+        let Place { fd, offset, position, length } = place;
+        let mut transfer = Transfer::new(writes, durable, fd, offset, position, length as usize);
+        let mut part = None;
+        if !transfer.fits(&entry.request.vector) {
+            let (rest, vector) = transfer.rest(&entry.request.vector);
+            transfer = rest;
+            part = Some(vector);
+        }
+        entry.left += 1;
+        entry.ops.push(Op { transfer, part, holds, shared });
+        let token = token_of(index, entry.ops.len() - 1);
+        self.submit_op(entry, token);
+    }
+
+    /// (Re)submits the operation of `token`.
+    fn submit_op(&self, entry: &Entry, token: u64) {
+        let Some(core) = self.this.upgrade() else { return };
+        let op = &entry.ops[op_of(token)];
+        let vector = op.part.as_ref().unwrap_or(&entry.request.vector);
+        // SAFETY: the vector belongs to the entry or to the operation; both keep it until the
+        // request's last piece has ended, which takes this operation's completion. The engine
+        // keeps us (the sink) until then.
+        unsafe { op.transfer.submit(&self.local, vector, core, token) };
+    }
+
+    /// A part of a request that a task serves; it counts as a piece from now on.
+    fn part(&self, index: u32, offset: u64, position: u64, length: u64) -> Request {
+        let mut table = self.table.borrow_mut();
+        let entry = table.entry(index);
+        entry.left += 1;
+        serve::part_of(&entry.request, offset, position, length)
+    }
+
+    /// The admission of a request, from now on shared.
+    fn ticket(&self, index: u32) -> Option<Rc<Ticket>> {
+        let core = self.this.upgrade()?;
+        let mut table = self.table.borrow_mut();
+        Some(table.entry(index).ticket.get_or_insert_with(|| Rc::new(Ticket(core))).clone())
+    }
+
+    fn start_serving(
+        &self,
+        index: u32,
+        context: ServeContext,
+        node: NodeIndex,
+        reason: Reason,
+        part: Request,
+        holds: Rc<SharedHolds>,
+    ) {
+        let Some(core) = self.this.upgrade() else { return };
+        let piece = Piece { core, index, ended: false };
+        // The task is detached: the request runs to its end whoever waits for it (R3).
+        drop(self.local.spawn(async move {
+            let result = serve::at_node(&context, node, reason, part, holds).await;
+            drop(context);
+            piece.end(result);
+        }));
+    }
+
+    /// One piece has ended; the last one ends the request.
+    pub(super) fn end_piece(&self, index: u32, result: Result<Outcome>) {
+        let mut table = self.table.borrow_mut();
+        let entry = table.entry(index);
+        match result {
+            Err(error) if entry.result.is_ok() => entry.result = Err(error),
+            Ok(Outcome::Status(status)) if entry.result.is_ok() => {
+                entry.result = Ok(Outcome::Status(status));
+            }
+            _ => {}
+        }
+        entry.left -= 1;
+        if entry.left > 0 {
+            return;
+        }
+        self.slot.clear_record(index);
+        entry.view = None;
+        entry.ops.clear();
+        let result = std::mem::replace(&mut entry.result, Ok(Outcome::Done));
+        self.counters.count(entry.request.kind, entry.request.length, result.is_ok());
+        let result = result.map_err(|error| blame(error, &entry.request));
+        let vector = std::mem::take(&mut entry.request.vector);
+        let ticket = entry.ticket.take();
+        let door = entry.door;
+        let waker = match door {
+            Door::Cookie(cookie) => {
+                table.free.push(index);
+                drop(table);
+                self.queue_completion(Completion { cookie, result, vector }, ticket);
+                return;
+            }
+            Door::Future => {
+                entry.ended = Some(Completion { cookie: 0, result, vector });
+                entry.waker.take()
+            }
+            Door::Nobody => {
+                table.free.push(index);
+                None
+            }
+        };
+        drop(table);
+        self.leave(ticket);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Ends an admission.
+    pub(super) fn leave(&self, ticket: Option<Rc<Ticket>>) {
+        match ticket {
+            Some(ticket) => drop(ticket),
+            None => self.slot.exit(),
+        }
+    }
+
+    /// Ends an admitted request that never had an entry.
+    fn end_now(&self, door: Door, result: Result<Outcome>, request: Request) -> Started {
+        self.counters.count(request.kind, request.length, result.is_ok());
+        let vector = request.vector;
+        match door {
+            Door::Cookie(cookie) => {
+                self.queue_completion(Completion { cookie, result, vector }, None);
+                Started::Running(u32::MAX)
+            }
+            Door::Future | Door::Nobody => {
+                self.slot.exit();
+                Started::Ended(Completion { cookie: 0, result, vector })
+            }
+        }
+    }
+
+    fn queue_completion(&self, completion: Completion, ticket: Option<Rc<Ticket>>) {
+        if self.closed.get() {
+            return self.leave(ticket);
+        }
+        self.done.borrow_mut().push_back(Reaped { completion, ticket });
+        let waker = self.reaper.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn discard_completions(&self) {
+        loop {
+            let Some(reaped) = self.done.borrow_mut().pop_front() else { break };
+            self.leave(reaped.ticket);
+        }
+    }
+
+    pub(super) fn current_view(&self) -> Rc<QueueView> {
+        let view = self.view.borrow();
+        if view.generation == self.origin.gate().generation() {
+            return view.clone();
+        }
+        drop(view);
+        self.refresh_view()
+    }
+
+    #[cold]
+    fn refresh_view(&self) -> Rc<QueueView> {
+        // The generation first: a version published in between is found by the next check.
+        let generation = self.origin.gate().generation();
+        let topology = self.graph.topology();
+        let granted = self.origin.access().needed;
+        let view = QueueView::new(topology.root(self.origin.id()), granted, generation);
+        *self.view.borrow_mut() = view.clone();
+        view
+    }
+
+    pub(super) fn allocate(&self, request: Request, door: Door) -> u32 {
+        let mut table = self.table.borrow_mut();
+        if let Some(index) = table.free.pop() {
+            let entry = table.entry(index);
+            entry.request = request;
+            entry.door = door;
+            return index;
+        }
+        let index = table.entries.len() as u32;
+        table.entries.push(Entry {
+            request,
+            door,
+            view: None,
+            ticket: None,
+            ops: SmallVec::new(),
+            left: 0,
+            result: Ok(Outcome::Done),
+            ended: None,
+            waker: None,
+        });
+        index
+    }
+}
+
+impl Drop for QueueCore {
+    fn drop(&mut self) {
+        self.origin.accounts.close(&self.counters);
+    }
+}
+
+impl Sink for QueueCore {
+    fn complete(&self, token: u64, result: i32) {
+        let index = token as u32;
+        let ended = {
+            let mut table = self.table.borrow_mut();
+            let entry = table.entry(index);
+            let op = &mut entry.ops[op_of(token)];
+            let vector = op.part.as_ref().unwrap_or(&entry.request.vector);
+            match op.transfer.advance(vector, result) {
+                Next::Again => {
+                    if !op.transfer.fits(vector) {
+                        let (rest, part) = op.transfer.rest(vector);
+                        op.transfer = rest;
+                        op.part = Some(part);
+                    }
+                    return self.submit_op(entry, token);
+                }
+                ended => {
+                    if let Some(view) = &entry.view {
+                        op.holds.release(view, self.loop_index);
+                    }
+                    op.shared = None;
+                    match ended {
+                        Next::Failed(error) => Err(error),
+                        _ => Ok(Outcome::Done),
+                    }
+                }
+            }
+        };
+        self.end_piece(index, ended);
+    }
+}
+
+/// A piece that a task serves; ends the piece even if the task is dropped (R3).
+struct Piece {
+    core: Rc<QueueCore>,
+    index: u32,
+    ended: bool,
+}
+
+impl Piece {
+    fn end(mut self, result: Result<Outcome>) {
+        self.ended = true;
+        self.core.end_piece(self.index, result);
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        if !self.ended {
+            let text = "the task that served the request ended before it";
+            self.core.end_piece(self.index, Err(Error::new(ErrorKind::Cancelled, text)));
+        }
+    }
+}
