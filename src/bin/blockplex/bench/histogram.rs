@@ -195,6 +195,17 @@ mod tests {
     }
 
     #[test]
+    fn a_percentile_is_the_smallest_value_that_so_many_do_not_exceed() {
+        let mut histogram = Histogram::default();
+        for value in 1..=60 {
+            histogram.record_nanoseconds(value);
+        }
+        for (percent, value) in [(0.0, 1), (50.0, 30), (90.0, 54), (99.0, 60), (100.0, 60)] {
+            assert_eq!(histogram.percentile(percent), Some(value), "p{percent}");
+        }
+    }
+
+    #[test]
     fn merging_equals_recording_together() {
         let (mut left, mut right, mut both) =
             (Histogram::default(), Histogram::default(), Histogram::default());

@@ -227,7 +227,7 @@ fn course_panel(canvas: &mut Canvas, series: &[Series], timeline: &Timeline) {
     let most = lines.iter().flat_map(|(_, rates)| rates).copied().fold(1.0, f64::max);
     let x = Axis::linear_exact((0.0, start.max(1e-3)), (LEFT, RIGHT));
     let y = Axis::linear((0.0, most), (COURSE.1, COURSE.0));
-    let counts = y.steps(units::count);
+    let counts = y.steps(round_count);
     grid(canvas, COURSE, (&x, &x.steps(|value| format!("{value}"))), (&y, &counts));
     frame(canvas, COURSE, "seconds since the start", "IOPS");
     for (line, rates) in lines {
@@ -242,6 +242,20 @@ fn course_panel(canvas: &mut Canvas, series: &[Series], timeline: &Timeline) {
             points.push((x.place(start), last.1));
         }
         canvas.polyline(&points, line.colour, line.width);
+    }
+}
+
+/// A round count, without the zeros that say how exact it is: `90k`.
+fn round_count(value: f64) -> String {
+    let text = units::count(value);
+    match text.split_once('.') {
+        Some((whole, rest)) => {
+            let unit = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+            let digits = rest[..rest.len() - unit.len()].trim_end_matches('0');
+            let point = if digits.is_empty() { "" } else { "." };
+            format!("{whole}{point}{digits}{unit}")
+        }
+        None => text,
     }
 }
 

@@ -17,11 +17,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use super::block_pattern::{Observation, SECTOR_BYTES, Stamp, observe};
 use super::history::{History, Rest, Seen, Value};
 use super::layout::{Extent, Layout};
 use super::plan::Operation;
+use crate::random::{GOLDEN, mix};
 
 /// How often a read that found a damaged foreign sector is made. A torn read is
 /// rare; so many in a row on one sector do not happen by chance.
@@ -161,7 +163,28 @@ pub struct Model {
     /// Own sectors with nothing going on, by their number among those.
     rests: Vec<Rest>,
     /// Own sectors with something going on, or undecided.
-    histories: HashMap<usize, History>,
+    histories: HashMap<usize, History, BuildHasherDefault<IndexHasher>>,
+}
+
+/// Hashes sector numbers. They are the plan's own, so nobody can make them
+/// collide on purpose, and the hash may be quick.
+#[derive(Debug, Default)]
+struct IndexHasher(u64);
+
+impl Hasher for IndexHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_usize(usize::from(*byte));
+        }
+    }
+
+    fn write_usize(&mut self, index: usize) {
+        self.0 = mix(self.0.wrapping_add(GOLDEN) ^ index as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Model {
@@ -175,7 +198,7 @@ impl Model {
             clock: 0,
             sequence: 0,
             rests: vec![Rest::default(); layout.owned_sectors()],
-            histories: HashMap::new(),
+            histories: HashMap::default(),
         }
     }
 

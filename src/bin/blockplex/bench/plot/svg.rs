@@ -63,7 +63,8 @@ impl Canvas {
         ));
     }
 
-    /// A text, whatever characters it has.
+    /// A text, whatever characters it has, with a white rim that keeps it
+    /// readable on top of lines.
     pub(super) fn text(
         &mut self,
         at: (f64, f64),
@@ -79,7 +80,8 @@ impl Canvas {
         };
         self.push(format_args!(
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" font-size=\"{size}\" \
-             fill=\"{colour}\">{}</text>\n",
+             fill=\"{colour}\" stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\">{}\
+             </text>\n",
             at.0,
             at.1,
             escape(text)

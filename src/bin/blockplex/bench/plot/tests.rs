@@ -114,3 +114,10 @@ fn a_hostile_image_name_cannot_add_markup() {
     let picture = render(&report, &tallies, &timeline);
     assert_eq!(elements(&picture, "script"), 0);
 }
+
+#[test]
+fn round_counts_have_no_needless_zeros() {
+    for (value, text) in [(0.0, "0"), (500.0, "500"), (90_000.0, "90k"), (2_500_000.0, "2.5M")] {
+        assert_eq!(round_count(value), text);
+    }
+}
