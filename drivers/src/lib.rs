@@ -1,4 +1,7 @@
 //! blockplex-drivers
 #![deny(missing_docs)]
 
+pub mod open_gate;
+pub mod options;
+pub mod probe;
 pub mod qcow2;
