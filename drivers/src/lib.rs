@@ -1,8 +1,22 @@
-//! blockplex-drivers
+//! The drivers: protocols, formats and filters.
+//!
+//! | driver | what it is | children |
+//! |---|---|---|
+//! | [`file`] | a file or block device of the host | none |
+//! | [`null`] (`null-co`) | answers at once, keeps nothing | none |
+//! | [`memory`] | a disk in memory | none |
+//! | [`raw`] | passes on, or shows a window of its file | `file` |
+//! | [`qcow2`] | the qcow2 format | `file`, `backing` |
+//!
+//! Beside them: [`options`] (how nodes are described), [`open_gate`] (what an image may open by
+//! itself: nothing, unless granted) and [`probe`] (a suggestion of a format, never a decision).
 #![deny(missing_docs)]
 
 pub mod file;
+pub mod memory;
+pub mod null;
 pub mod open_gate;
 pub mod options;
 pub mod probe;
 pub mod qcow2;
+pub mod raw;

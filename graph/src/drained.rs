@@ -20,6 +20,8 @@ pub enum Scope {
     Nodes(BTreeSet<NodeId>),
     /// A node and everything below it.
     Subtree(NodeId),
+    /// One origin, whatever it reaches.
+    Origin(OriginId),
     /// Everything, origins that are added later included.
     Everything,
 }
@@ -43,6 +45,11 @@ impl Scope {
                 Ok(topology.closure(ids))
             }
             Scope::Subtree(id) => Ok(topology.closure(topology.subtree(known(id)?))),
+            Scope::Origin(id) if topology.has_origin(*id) => Ok(BTreeSet::from([*id])),
+            Scope::Origin(id) => {
+                let text = format!("{id:?} is not part of the graph");
+                Err(Error::new(ErrorKind::NotFound, text))
+            }
             Scope::Everything => Ok(topology.origins().map(|origin| origin.id()).collect()),
         }
     }

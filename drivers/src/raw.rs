@@ -1,0 +1,102 @@
+//! `raw`: passes requests on to its file, or shows a window of it.
+
+use blockplex_graph::driver::{
+    AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, PreparedReopen, Role,
+};
+use blockplex_graph::{
+    Access, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Request, RequestKind, Result,
+};
+use std::any::Any;
+
+/// The index of the only child.
+const FILE: usize = 0;
+
+/// The `raw` driver.
+#[derive(Clone, Debug, Default)]
+pub struct Raw {
+    offset: u64,
+    size: Option<u64>,
+}
+
+impl Raw {
+    /// The window of `size` bytes at `offset`; without a size, all that follows. `file_length`
+    /// is the length of the child, which must hold the window.
+    pub fn new(offset: u64, size: Option<u64>, file_length: u64) -> Result<Raw> {
+        let end = offset.checked_add(size.unwrap_or(0));
+        if end.is_none_or(|end| end > file_length) {
+            let size = size.map_or("the rest".to_owned(), |size| format!("{size} bytes"));
+            let text = format!(
+                "offset {offset} and size ({size}) lie outside of the file's {file_length} bytes"
+            );
+            return Err(Error::new(ErrorKind::InvalidArgument, text));
+        }
+        Ok(Raw { offset, size })
+    }
+
+    fn has_window(&self) -> bool {
+        self.offset != 0 || self.size.is_some()
+    }
+}
+
+impl Driver for Raw {
+    fn driver_name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn length(&self, node: &NodeView) -> u64 {
+        let file = node.child(FILE).map_or(0, |file| file.length());
+        let rest = file.saturating_sub(self.offset);
+        self.size.map_or(rest, |size| size.min(rest))
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::UNLIMITED
+    }
+
+    fn child_access(&self, _role: Role, parents: Access) -> Access {
+        parents
+    }
+
+    fn access_changed(&self, _change: AccessChange) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn map(&self, _node: &NodeView, request: &MapRequest<'_>) -> Map {
+        if request.kind == RequestKind::Truncate && self.has_window() {
+            let text = "a raw node with an offset or a size cannot be resized";
+            return Map::Fail(Error::new(ErrorKind::NotSupported, text));
+        }
+        Map::Child {
+            edge: FILE,
+            offset: request.offset + self.offset,
+            length: request.length,
+            pin: None,
+        }
+    }
+
+    fn unpin(&self, _loop_index: usize, _pin: Pin) {}
+
+    fn serve<'a>(&'a self, _io: &'a NodeIo, request: Request) -> LocalFuture<'a, Result<Outcome>> {
+        let text = format!("raw passes every {} on", request.kind.name());
+        Box::pin(async move { Err(Error::new(ErrorKind::NotSupported, text)) })
+    }
+
+    fn reopen<'a>(
+        &'a self,
+        _io: &'a NodeIo,
+        _options: Box<dyn Any>,
+    ) -> LocalFuture<'a, Result<Box<dyn PreparedReopen>>> {
+        Box::pin(async {
+            let text = "the window of a raw node cannot be changed while it is open";
+            Err(Error::new(ErrorKind::NotSupported, text))
+        })
+    }
+
+    fn close<'a>(&'a self, _io: &'a NodeIo) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+}
