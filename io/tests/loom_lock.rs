@@ -189,6 +189,43 @@ fn mutex_guard_and_waiter_move_between_threads() {
     });
 }
 
+#[test]
+fn mutex_told_waiter_gives_up_beside_two_newcomers() {
+    model(|| {
+        let mutex = leak(CoMutex::new(Plain::default()));
+        let guard = mutex.try_lock().expect("nobody else yet");
+        let told = Queued::new(mutex.lock());
+        drop(guard);
+        assert!(told.is_woken());
+        let newcomers = [(); 2].map(|()| thread::spawn(|| count(mutex)));
+        drop(told);
+        for newcomer in newcomers {
+            newcomer.join().expect("no body panics");
+        }
+        assert_eq!(mutex.try_lock().expect("nobody is left").get(), 2);
+    });
+}
+
+#[test]
+fn mutex_waiters_give_up_while_the_lock_changes_hands() {
+    model(|| {
+        let mutex = leak(CoMutex::new(Plain::default()));
+        let guard = mutex.try_lock().expect("nobody else yet");
+        let first = Queued::new(mutex.lock());
+        let second = Queued::new(mutex.lock());
+        let holder = thread::spawn(move || {
+            guard.add();
+            drop(guard);
+        });
+        let newcomer = thread::spawn(|| count(mutex));
+        drop(second);
+        drop(first);
+        holder.join().expect("no body panics");
+        newcomer.join().expect("no body panics");
+        assert_eq!(mutex.try_lock().expect("nobody is left").get(), 2);
+    });
+}
+
 /// While a holder unlocks, the first of two waiters gives up: the second must be woken.
 fn second_locker_is_woken(new: fn(Plain) -> CoMutex<Plain>) {
     model(move || {
@@ -217,19 +254,28 @@ fn a_swallowed_mutex_wake_is_found() {
 
 // ---- CoRwLock ----
 
-/// Two counters that a writer keeps equal; a reader beside a writer sees them differ.
+/// Two counters that a writer keeps equal, so that a reader beside it sees them differ. Readers
+/// count themselves, so that a writer that does not see one leave finds the count too high.
 #[derive(Default)]
-struct Pair(Plain, Plain);
+struct Pair {
+    first: Plain,
+    second: Plain,
+    readers: AtomicUsize,
+}
 
 impl Pair {
     fn add(&self) {
-        self.0.add();
-        self.1.add();
+        let readers = self.readers.load(Relaxed);
+        assert_eq!(readers, 0, "a reader was beside a writer");
+        self.first.add();
+        self.second.add();
     }
 
     fn check(&self) -> usize {
-        let first = self.0.get();
-        assert_eq!(first, self.1.get(), "a writer was beside a reader");
+        self.readers.fetch_add(1, Relaxed);
+        let first = self.first.get();
+        assert_eq!(first, self.second.get(), "a writer was beside a reader");
+        self.readers.fetch_sub(1, Relaxed);
         first
     }
 }
@@ -296,6 +342,24 @@ fn rwlock_downgrade_lets_no_writer_in_between() {
 #[test]
 fn rwlock_downgrade_meets_an_upgrade() {
     rwlock_model([downgrade, upgrade, read], 2);
+}
+
+#[test]
+fn rwlock_shows_what_was_written_before_a_downgrade_whose_waiter_gave_up() {
+    model(|| {
+        let lock = leak(CoRwLock::new(Pair::default()));
+        let writing = lock.try_write().expect("nobody else yet");
+        let waiter = Queued::new(lock.write());
+        let writer = thread::spawn(move || {
+            writing.add();
+            writing.downgrade().check()
+        });
+        let reader = thread::spawn(|| read(lock));
+        drop(waiter);
+        assert_eq!(writer.join().expect("no body panics"), 1);
+        reader.join().expect("no body panics");
+        assert!(lock.try_write().is_some());
+    });
 }
 
 #[test]

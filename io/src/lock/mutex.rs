@@ -252,6 +252,20 @@ mod tests {
     }
 
     #[test]
+    fn waiters_that_give_up_after_one_was_told_leave_the_fast_path_open() {
+        let mutex = CoMutex::new(());
+        let guard = mutex.try_lock().unwrap();
+        let mut first = Probe::new(mutex.lock());
+        let mut second = Probe::new(mutex.lock());
+        assert!(first.poll().is_none());
+        assert!(second.poll().is_none());
+        drop(guard);
+        drop(second);
+        drop(first);
+        assert!(mutex.try_lock().is_some());
+    }
+
+    #[test]
     fn a_waker_that_drops_a_waiter_does_not_deadlock() {
         // The waker of `outer` owns another waiter of the same mutex, as a task's last reference
         // owns the task. Replacing that waker drops the waiter, which locks the wait list.

@@ -112,8 +112,10 @@ impl<'a, T> CoRwLockReadGuard<'a, T> {
     pub async fn upgrade(self) -> CoRwLockWriteGuard<'a, T> {
         let guard = ManuallyDrop::new(self);
         let lock = guard.lock;
-        // From here the future owns what the guard held.
-        lock.raw.upgrade().await;
+        if !lock.raw.try_upgrade() {
+            // From here the future owns what the guard held.
+            lock.raw.upgrade().await;
+        }
         lock.write_guard()
     }
 }

@@ -103,8 +103,7 @@ impl RawMutex {
     fn pass_lock(&self, list: &mut WaitList<Phase>) -> Option<Waker> {
         // Plain stores are enough: by CM1 nobody else writes the word now, and if the queue is
         // empty, because its last waiter has just given up, the caller is the holder. Release:
-        // pairs with the Acquire of `try_lock` and `take_or_mark`. A granted waiter needs no
-        // ordering from the word: it learns of its grant under the list's mutex.
+        // pairs with the Acquire of `try_lock` and `take_or_mark`.
         let Some(key) = list.front() else {
             self.word.store(0, Release);
             return None;
@@ -113,7 +112,9 @@ impl RawMutex {
         let rest = if list.is_empty() { 0 } else { WAITERS };
         if *list.state(key) == (Phase::Waiting { starving: true }) {
             *list.state_mut(key) = Phase::Granted;
-            self.word.store(LOCKED | rest, Release);
+            // Relaxed: nobody takes the lock from this value. The granted waiter learns of it, and
+            // sees what we did, under the list's mutex.
+            self.word.store(LOCKED | rest, Relaxed);
         } else {
             *list.state_mut(key) = Phase::Notified;
             self.word.store(rest, Release);
@@ -146,9 +147,9 @@ impl RawMutex {
             return None;
         }
         // An empty queue first: then the word may change under our eyes and is not ours to write.
-        // Acquire: `pass_lock` overwrites the word, so what its last holder released must be
-        // ours to release again.
-        if list.is_empty() || self.word.load(Acquire) & LOCKED != 0 {
+        // Relaxed: with a queue the lock was freed under the list's mutex (CM1), so we see what
+        // its last holder did, and `pass_lock` may overwrite that holder's Release with ours.
+        if list.is_empty() || self.word.load(Relaxed) & LOCKED != 0 {
             return None;
         }
         self.pass_lock(list)

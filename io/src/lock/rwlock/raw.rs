@@ -124,13 +124,15 @@ impl RawRwLock {
         wake(woken);
     }
 
+    /// Turns the caller's shared access into exclusive access, if nobody else reads or waits.
+    pub(super) fn try_upgrade(&self) -> bool {
+        // Acquire: pairs with the Release of the readers that left.
+        self.word.compare_exchange(READER, WRITER, Acquire, Relaxed).is_ok()
+    }
+
     /// Gives up the caller's shared access and asks for exclusive access, in one step as seen by
     /// everyone else. The future is queued already, so it owns the request if it is dropped.
     pub(super) fn upgrade(&self) -> RawLock<'_> {
-        // The only reader, and nobody waits. Acquire: pairs with the Release of readers that left.
-        if self.word.compare_exchange(READER, WRITER, Acquire, Relaxed).is_ok() {
-            return RawLock { lock: self, stage: Stage::Held(Access::Write) };
-        }
         let mut list = self.list.lock();
         // A waker follows at the first poll; a grant before that is noticed there.
         let key = list.push_back(Phase::Waiting(Access::Write), None);
@@ -221,8 +223,6 @@ enum Stage {
     Start(Access),
     /// The entry in the list, waiting or granted.
     Queued(Key),
-    /// Taken, and the future has not said so yet.
-    Held(Access),
     /// The access belongs to the caller.
     Done,
 }
@@ -243,7 +243,7 @@ impl Future for RawLock<'_> {
         let taken = match this.stage {
             Stage::Start(access) => this.lock.try_lock(access) || this.poll_first(access, cx),
             Stage::Queued(key) => this.poll_queued(key, cx),
-            Stage::Held(_) | Stage::Done => true,
+            Stage::Done => true,
         };
         if !taken {
             return Poll::Pending;
@@ -292,7 +292,6 @@ impl Drop for RawLock<'_> {
         let lock = self.lock;
         match self.stage {
             Stage::Start(_) | Stage::Done => {}
-            Stage::Held(access) => lock.unlock(access),
             Stage::Queued(key) => {
                 let mut list = lock.list.lock();
                 let removed = list.remove(key);
