@@ -11,7 +11,6 @@ mod imp {
 
 #[cfg(loom)]
 mod imp {
-    pub(crate) use loom::sync::Arc;
     pub(crate) use loom::sync::atomic;
 
     /// parking_lot's shape (no poisoning) over loom's mutex.
