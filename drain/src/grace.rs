@@ -31,7 +31,8 @@
 //!    (B2), so also to a reader that read epoch `t + 2` or later (Acquire), whose store (Release)
 //!    came after H(t + 1). Such readers do not find the resource.
 //!    Two steps would not do: a reader may have read `t + 1` before H(t + 1) made the unlinking
-//!    visible. The third step is cheaper than a `heavy` for each retirement.
+//!    visible, its own `light` being no instruction. (With fences on both sides two steps do, so no
+//!    model shows the need of the third.) A step more is cheaper than a `heavy` for each retirement.
 //! 3. Unpin's Release, the scan's Acquire, the step's Release, `elapsed`'s Acquire: whatever a pin's
 //!    holder did happens before the reuse.
 //!
@@ -52,6 +53,19 @@ pub const MAX_LOOPS: usize = 256;
 #[must_use = "a pin that is not given back stops all reuse"]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GracePin(u8);
+
+impl GracePin {
+    /// The pin as a number, for whoever has to carry it as one; not the pin itself any more.
+    pub fn into_number(self) -> u64 {
+        u64::from(self.0)
+    }
+
+    /// The pin again, from what [`GracePin::into_number`] gave.
+    pub fn from_number(number: u64) -> GracePin {
+        debug_assert!(number < 2, "{number} names no bucket");
+        GracePin((number % 2) as u8)
+    }
+}
 
 /// A point in a [`Grace`]'s own time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
