@@ -304,6 +304,8 @@ mod tests {
                             assert_eq!(seen, found, "used again under a reader");
                         }
                         grace.unpin(loop_index, pin);
+                        // A reader put to sleep is seldom one with a pin, so that steps go on.
+                        std::thread::yield_now();
                     }
                 });
             }
