@@ -1,2 +1,85 @@
-//! Blockplex
+//! Blockplex: an embeddable multiqueue block layer.
+//!
+//! A virtual machine monitor or storage server opens images as a graph of nodes (filters over
+//! formats over protocols) and does I/O on it from any number of threads. Every thread owns an
+//! event loop and an io_uring; a request runs on the loop that submits it, whatever node it
+//! crosses. The graph is changed (snapshots, filters, reopen) while I/O goes on.
+//!
+//! * [`Blockplex`]: the graph and its control plane. [`Blockplex::open`] gives a
+//! * [`Backend`] (`Send + Sync`): one user of a disk. [`Backend::queue`] makes, on each loop, a
+//! * [`Queue`]: where requests go in. Three doors lead to one engine:
+//!   [`Queue::submit`] and [`Queue::reap`] with a cookie; [`Queue::request`] with a future;
+//!   [`Backend::blocking`] for threads that own no loop.
+//!
+//! ```
+//! use blockplex::{Blockplex, IoBuffer, OpenOptions, block_on};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let layer = Blockplex::new()?;
+//! let options = OpenOptions::parse("driver=raw,file.driver=memory,file.size=1M")?;
+//! let backend = block_on(layer.open("disk0", options))??;
+//!
+//! let disk = backend.blocking();
+//! disk.write(4096, b"hello")?;
+//! let mut bytes = [0; 5];
+//! disk.read(4096, &mut bytes)?;
+//! assert_eq!(&bytes, b"hello");
+//! block_on(backend.close())??;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! From an I/O thread with its own loop:
+//!
+//! ```
+//! # use blockplex::{Blockplex, IoBuffer, OpenOptions, block_on};
+//! use blockplex::{Completion, IoThread, LoopConfig, Request};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let layer = Blockplex::new()?;
+//! # let options = OpenOptions::parse("driver=null-co,size=1G")?;
+//! # let backend = block_on(layer.open("disk0", options))??;
+//! let thread = IoThread::spawn(LoopConfig::default())?;
+//! let device = backend.clone();
+//! let task = thread.handle().spawn_with(move |_local| async move {
+//!     let queue = device.queue("virtqueue 0").expect("we are on a loop");
+//!     queue.submit(Request::read(0, IoBuffer::zeroed(4096)), 7);
+//!     queue.ready().await;
+//!     let mut completions: Vec<Completion> = Vec::new();
+//!     queue.reap(&mut completions, 32);
+//!     completions[0].cookie
+//! })?;
+//! assert_eq!(block_on(task)??, 7);
+//! # block_on(backend.close())??;
+//! # Ok(())
+//! # }
+//! ```
 #![deny(missing_docs)]
+
+mod backend;
+mod blocking;
+mod layer;
+mod open;
+mod options;
+//TMP mod snapshot;
+
+pub use backend::Backend;
+pub use blocking::Blocking;
+pub use layer::{Blockplex, NodeReopen};
+pub use options::OpenOptions;
+//TMP pub use snapshot::SnapshotOptions;
+
+pub use blockplex_drain::{DrainHooks, Holder};
+pub use blockplex_drivers as drivers;
+pub use blockplex_drivers::open_gate::OpenGate;
+pub use blockplex_drivers::options::{OptionError, OptionTree};
+pub use blockplex_graph as graph;
+pub use blockplex_graph::{
+    BlockStatus, Completion, Drained, DrainedSection, Error, ErrorKind, Limits, NodeId, Outcome,
+    Queue, Request, RequestFlags, RequestKind, Result, Scope, Statistics, Tally,
+};
+pub use blockplex_io as io;
+pub use blockplex_io::buffer::{BufferPool, IoBuffer, IoVector, StableMemory};
+pub use blockplex_io::event_loop::{
+    EventLoop, IoThread, Local, LoopConfig, LoopHandle, block_on, current,
+};

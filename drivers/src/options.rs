@@ -125,6 +125,36 @@ impl Value {
     }
 }
 
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::String(text.to_owned())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::String(text)
+    }
+}
+
+impl From<bool> for Value {
+    fn from(value: bool) -> Self {
+        Self::Bool(value)
+    }
+}
+
+impl From<u64> for Value {
+    fn from(number: u64) -> Self {
+        Self::Number(Number::Unsigned(number))
+    }
+}
+
+impl From<OptionTree> for Value {
+    fn from(tree: OptionTree) -> Self {
+        Self::Tree(tree)
+    }
+}
+
 /// A map from option names to values, ordered by name.
 ///
 /// Obtain one with [`OptionTree::parse`] or its more particular siblings, consume it with the

@@ -34,7 +34,7 @@ use crate::origin::{Origin, OriginId};
 use crate::path::NodeIo;
 use crate::permission::Access;
 use crate::topology::{Attachment, Draft, Record, Topology};
-use blockplex_drain::{DrainHooks, Gate};
+use blockplex_drain::{DrainHooks, Gate, Section};
 use blockplex_io::event_loop::Local;
 use blockplex_io::lock::CoMutexGuard;
 use std::any::Any;
@@ -52,6 +52,8 @@ pub struct Transaction<'g> {
     touched_origins: BTreeSet<OriginId>,
     prepared: Vec<Box<dyn PreparedReopen>>,
     removed: Vec<Arc<NodeView>>,
+    /// New origins are born at rest: a section that adopts one at commit finds it drained.
+    newborn: Vec<Section>,
 }
 
 impl<'g> Transaction<'g> {
@@ -66,25 +68,30 @@ impl<'g> Transaction<'g> {
             touched_origins: BTreeSet::new(),
             prepared: Vec::new(),
             removed: Vec::new(),
+            newborn: Vec::new(),
         }
     }
 
-    /// Adds a node without parents. `children` are its edges, in the driver's order.
+    /// Adds a node without parents. `children` are its edges, in the driver's order. Without a
+    /// name it gets one that no caller can give (`#block7`).
     pub fn add_node(
         &mut self,
-        name: &str,
+        name: Option<&str>,
         driver: Box<dyn Driver>,
         options: NodeOptions,
         children: &[(Role, NodeId)],
     ) -> Result<NodeId> {
-        check_node_name(name)?;
+        let id = NodeId::next();
+        let name = match name {
+            Some(name) => check_node_name(name).map(|()| name.to_owned())?,
+            None => format!("#block{}", id.number()),
+        };
         if self.draft.nodes.values().any(|record| record.node.name() == name) {
             let text = format!("there is a node named '{name}' already");
             return Err(Error::new(ErrorKind::Exists, text));
         }
-        let id = NodeId::next();
         let edges = children.iter().map(|(role, child)| new_edge(*role, *child)).collect();
-        let node = Node::new(id, name.to_owned(), driver);
+        let node = Node::new(id, name, driver);
         self.draft.nodes.insert(id, Record { node, options, edges });
         Ok(id)
     }
@@ -199,6 +206,7 @@ impl<'g> Transaction<'g> {
         hooks: Option<Box<dyn DrainHooks>>,
     ) -> Arc<Origin> {
         let gate = Gate::new(format!("backend '{name}'"), hooks);
+        self.newborn.push(Section::freeze([gate.clone()]).announce());
         let origin = Origin::new(name.to_owned(), access, gate);
         let attachment = Attachment { origin: origin.clone(), root: None };
         self.draft.origins.insert(origin.id(), attachment);
@@ -262,24 +270,31 @@ impl<'g> Transaction<'g> {
     /// Do not drop the future once it was polled: removed nodes would miss their last I/O.
     pub async fn commit(self, proof: &Drained) -> Result<()> {
         let local = if self.removed.is_empty() { None } else { Some(loop_for("removing a node")?) };
-        let Transaction { graph, _turn, base, draft, touched, touched_origins, prepared, removed } =
-            self;
-        let next = draft.seal(&base)?;
+        let Transaction { graph, base, draft, touched, touched_origins, prepared, removed, .. } =
+            &mut { self };
+        let next = std::mem::take(draft).seal(base)?;
         let mut before = base.closure(touched.iter().copied());
         before.extend(touched_origins.iter().filter(|id| base.has_origin(**id)));
         if !Arc::ptr_eq(&proof.graph().shared, &graph.shared) || !proof.covers(&before) {
             let text = "the drained section does not cover every node that the change touches";
             return Err(Error::new(ErrorKind::InvalidArgument, text));
         }
-        let changes = AccessChanges::prepare(&base, &next)?;
+        let changes = AccessChanges::prepare(base, &next)?;
         let mut affected = next.closure(touched.iter().copied());
         affected.extend(before);
-        affected.extend(touched_origins);
+        affected.extend(touched_origins.iter());
         graph.publish(next, &affected);
-        prepared.into_iter().for_each(|change| change.commit());
+        if !prepared.is_empty() {
+            prepared.drain(..).for_each(|change| change.commit());
+            // Limits may have changed with the options: the same graph once more, with the new
+            // ones. It was sound a moment ago, so this cannot fail.
+            let current = graph.topology();
+            let again = current.draft().seal(&current)?;
+            graph.publish(again, &affected);
+        }
         changes.commit();
         match local {
-            Some(local) => close_all(&local, &removed).await,
+            Some(local) => close_all(&local, removed).await,
             None => Ok(()),
         }
     }

@@ -1,0 +1,283 @@
+//! Opening: from a description to nodes of the graph.
+//!
+//! Children come first. A format driver reads its image through a node that exists and that a
+//! private origin holds with the permissions that the image will need, so that no other process
+//! changes the file between the first look at it and the node's life. When a step fails, what was
+//! opened before it is closed again.
+//!
+//! An image's own words (its backing name) are data. They lead to another file only through the
+//! caller's gate, read-only, in the format that the image states; nothing is ever guessed.
+
+mod driver;
+
+use self::driver::{Children, Description};
+use crate::layer::{Blockplex, ImagePlace};
+use crate::options::{OpenOptions, invalid};
+use blockplex_drivers::open_gate::{ChainGuard, FileIdentity, OpenGate};
+use blockplex_drivers::options::{OptionTree, Reference};
+use blockplex_graph::driver::Driver;
+use blockplex_graph::{
+    Access, Child, DetectZeroes, DiscardMode, Error, ErrorKind, NodeId, NodeOptions, Permissions,
+    Result, Role,
+};
+use blockplex_io::event_loop::Local;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+
+/// What was opened.
+pub(crate) struct Opened {
+    pub(crate) root: NodeId,
+    /// All new nodes, children before parents.
+    pub(crate) nodes: Vec<NodeId>,
+    pub(crate) images: Vec<(NodeId, ImagePlace)>,
+}
+
+/// One tree being opened.
+pub(crate) struct Opener<'a> {
+    layer: &'a Blockplex,
+    local: &'a Local,
+    gate: OpenGate,
+    chain: ChainGuard,
+    nodes: Vec<NodeId>,
+    images: Vec<(NodeId, ImagePlace)>,
+}
+
+/// What a child takes from its parent where it says nothing itself.
+#[derive(Clone, Copy)]
+pub(crate) struct Inherited {
+    read_only: bool,
+    direct: bool,
+    no_flush: bool,
+    discard: DiscardMode,
+}
+
+/// A node that has been opened, as its parent's opening needs it.
+#[derive(Clone)]
+pub(crate) struct OpenNode {
+    id: NodeId,
+    /// The file at the bottom, where there is one.
+    path: Option<PathBuf>,
+    identity: Option<FileIdentity>,
+}
+
+type Opening<'f, T> = Pin<Box<dyn Future<Output = Result<T>> + 'f>>;
+
+impl<'a> Opener<'a> {
+    /// Opens a tree. Runs on the control loop.
+    pub(crate) async fn open(
+        layer: &'a Blockplex,
+        local: &'a Local,
+        options: OpenOptions,
+    ) -> Result<Opened> {
+        let (tree, gate) = options.into_parts();
+        let mut opener = Opener {
+            layer,
+            local,
+            gate,
+            chain: ChainGuard::new(),
+            nodes: Vec::new(),
+            images: Vec::new(),
+        };
+        let inherited = Inherited {
+            read_only: false,
+            direct: false,
+            no_flush: false,
+            discard: DiscardMode::Ignore,
+        };
+        match opener.open_tree(tree, inherited).await {
+            Ok(root) => {
+                Ok(Opened { root: root.id, nodes: opener.nodes, images: opener.images })
+            }
+            Err(error) => {
+                opener.undo().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes what has been opened, parents before children.
+    async fn undo(mut self) {
+        while let Some(node) = self.nodes.pop() {
+            let closing = async {
+                let mut change = self.layer.graph().begin().await;
+                change.remove_node(node)?;
+                let drained = change.drain().await?;
+                change.commit(&drained).await
+            };
+            if let Err(error) = closing.await {
+                tracing::error!(?node, %error, "a half-opened node did not close");
+            }
+        }
+    }
+
+    fn open_tree<'f>(
+        &'f mut self,
+        mut tree: OptionTree,
+        inherited: Inherited,
+    ) -> Opening<'f, OpenNode> {
+        Box::pin(async move {
+            let name = tree.take_str("node-name").map_err(invalid)?;
+            let (options, inherited) = take_generic(&mut tree, inherited)?;
+            let driver = tree.require_str("driver").map_err(invalid)?;
+            let description = Description { driver, tree, options, inherited };
+            self.open_node(name, description).await
+        })
+    }
+
+    /// Opens the child that stands at `key`.
+    async fn open_child(
+        &mut self,
+        tree: &mut OptionTree,
+        key: &'static str,
+        inherited: Inherited,
+    ) -> Result<OpenNode> {
+        match tree.take_reference(key).map_err(invalid)? {
+            Some(Reference::Tree(child)) => self.open_tree(child, inherited).await,
+            Some(Reference::Name(name)) => self.existing(&name),
+            Some(Reference::Nothing) | None => Err(invalid(tree.missing(key))),
+        }
+    }
+
+    fn existing(&self, name: &str) -> Result<OpenNode> {
+        let id = self.layer.find_node(name)?;
+        let path = self.layer.image_of(id).map(|place| place.path);
+        Ok(OpenNode { id, path, identity: None })
+    }
+
+    /// Adds a node whose driver needs no look at its children.
+    async fn add(
+        &mut self,
+        name: Option<String>,
+        driver: Box<dyn Driver>,
+        options: NodeOptions,
+        children: &Children,
+    ) -> Result<NodeId> {
+        let mut change = self.layer.graph().begin().await;
+        let id = change.add_node(name.as_deref(), driver, options, children)?;
+        let drained = change.drain().await?;
+        change.commit(&drained).await?;
+        self.nodes.push(id);
+        Ok(id)
+    }
+
+    /// Lets `read` look at `file`, which a private origin holds meanwhile, and puts the driver that
+    /// it makes above it in one step.
+    async fn add_over<D: Driver>(
+        &mut self,
+        name: Option<String>,
+        file: NodeId,
+        options: NodeOptions,
+        backing: Option<NodeId>,
+        read: impl AsyncFnOnce(Child) -> Result<D>,
+    ) -> Result<NodeId> {
+        let graph = self.layer.graph();
+        let access = Access::READER.through_format_file(!options.read_only);
+        let holder = {
+            let mut change = graph.begin().await;
+            let holder = change.add_origin("opening", access, None);
+            change.set_root(holder.id(), Some(file))?;
+            let drained = change.drain().await?;
+            change.commit(&drained).await?;
+            holder
+        };
+        let driver = match graph.topology().node(file) {
+            Some(view) => {
+                read(Child::for_control(self.local, view, Permissions::CONSISTENT_READ)).await
+            }
+            None => Err(Error::new(ErrorKind::NotFound, "the file's node is gone")),
+        };
+        let mut change = graph.begin().await;
+        change.remove_origin(holder.id())?;
+        let added = driver.and_then(|driver| {
+            let mut children = vec![(Role::File, file)];
+            children.extend(backing.map(|backing| (Role::Backing, backing)));
+            change.add_node(name.as_deref(), Box::new(driver), options, &children)
+        });
+        let drained = change.drain().await?;
+        let committed = change.commit(&drained).await;
+        drop(drained);
+        if committed.is_err() {
+            self.let_go(holder.id()).await;
+        }
+        let id = committed.and(added)?;
+        self.nodes.push(id);
+        Ok(id)
+    }
+
+    /// Removes a private origin whose replacement was refused.
+    async fn let_go(&self, holder: blockplex_graph::OriginId) {
+        let removal = async {
+            let mut change = self.layer.graph().begin().await;
+            change.remove_origin(holder)?;
+            let drained = change.drain().await?;
+            change.commit(&drained).await
+        };
+        if let Err(error) = removal.await {
+            tracing::error!(%error, "a private origin did not go");
+        }
+    }
+}
+
+/// A filter to be put above `below`: its name, driver and generic options.
+pub(crate) fn filter(
+    layer: &Blockplex,
+    below: NodeId,
+    options: OpenOptions,
+) -> Result<(Option<String>, Box<dyn Driver>, NodeOptions)> {
+    let (mut tree, _) = options.into_parts();
+    let name = tree.take_str("node-name").map_err(invalid)?;
+    let topology = layer.graph().topology();
+    let view = topology.node(below).ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, format!("{below:?} is not part of the graph"))
+    })?;
+    let inherited = Inherited {
+        read_only: view.is_read_only(),
+        direct: false,
+        no_flush: false,
+        // A filter passes on what reaches it, unless it is told otherwise.
+        discard: DiscardMode::Unmap,
+    };
+    let (generic, _) = take_generic(&mut tree, inherited)?;
+    let driver = driver::filter(&mut tree, view.length())?;
+    tree.finish().map_err(invalid)?;
+    Ok((name, driver, generic))
+}
+
+/// The options that every node has.
+fn take_generic(tree: &mut OptionTree, inherited: Inherited) -> Result<(NodeOptions, Inherited)> {
+    let discard = [
+        ("ignore", DiscardMode::Ignore),
+        ("off", DiscardMode::Ignore),
+        ("unmap", DiscardMode::Unmap),
+        ("on", DiscardMode::Unmap),
+    ];
+    let zeroes = [
+        ("off", DetectZeroes::Off),
+        ("on", DetectZeroes::On),
+        ("unmap", DetectZeroes::Unmap),
+    ];
+    let mut cache = tree.take_subtree("cache").map_err(invalid)?.unwrap_or_default();
+    let direct = cache.take_bool("direct").map_err(invalid)?.unwrap_or(inherited.direct);
+    let no_flush = cache.take_bool("no-flush").map_err(invalid)?.unwrap_or(inherited.no_flush);
+    cache.finish().map_err(invalid)?;
+    let read_only = tree.take_bool("read-only").map_err(invalid)?;
+    let options = NodeOptions {
+        read_only: read_only.unwrap_or(inherited.read_only),
+        discard: tree.take_enum("discard", &discard).map_err(invalid)?.unwrap_or(inherited.discard),
+        detect_zeroes: tree.take_enum("detect-zeroes", &zeroes).map_err(invalid)?.unwrap_or_default(),
+        no_flush,
+    };
+    if options.detect_zeroes == DetectZeroes::Unmap && options.discard != DiscardMode::Unmap {
+        let text = "detect-zeroes=unmap needs discard=unmap";
+        return Err(Error::new(ErrorKind::InvalidArgument, text));
+    }
+    let inherited = Inherited {
+        read_only: options.read_only,
+        direct,
+        no_flush,
+        // Format drivers decide themselves what they give back to their file (as in QEMU).
+        discard: DiscardMode::Unmap,
+    };
+    Ok((options, inherited))
+}

@@ -1,0 +1,157 @@
+//! What each driver takes from a description.
+
+use super::{Inherited, OpenNode, Opener};
+use crate::layer::ImagePlace;
+use crate::options::invalid;
+use blockplex_drivers::file::{File, FileOptions, Locking, sys};
+use blockplex_drivers::memory::Memory;
+use blockplex_drivers::null::{self, Null};
+use blockplex_drivers::open_gate::FileIdentity;
+use blockplex_drivers::options::OptionTree;
+use blockplex_drivers::raw::Raw;
+use blockplex_graph::driver::Driver;
+use blockplex_graph::{Error, ErrorKind, NodeId, NodeOptions, Result, Role};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The children of a node, in its driver's order.
+pub(super) type Children = [(Role, NodeId)];
+
+/// A node to be opened: the options that are left are the driver's.
+pub(super) struct Description {
+    pub(super) driver: String,
+    pub(super) tree: OptionTree,
+    pub(super) options: NodeOptions,
+    pub(super) inherited: Inherited,
+}
+
+impl Opener<'_> {
+    pub(super) async fn open_node(
+        &mut self,
+        name: Option<String>,
+        description: Description,
+    ) -> Result<OpenNode> {
+        match description.driver.as_str() {
+            "file" | "host_device" => self.open_file(name, description).await,
+            "null-co" => {
+                let Description { mut tree, options, .. } = description;
+                let driver = null_of(&mut tree)?;
+                tree.finish().map_err(invalid)?;
+                self.add_leaf(name, Box::new(driver), options).await
+            }
+            "memory" => {
+                let Description { mut tree, options, .. } = description;
+                let size = tree.take_size("size").map_err(invalid)?;
+                let size = size.ok_or_else(|| invalid(tree.missing("size")))?;
+                tree.finish().map_err(invalid)?;
+                self.add_leaf(name, Box::new(Memory::new(size)?), options).await
+            }
+            "raw" => self.open_raw(name, description).await,
+            //TMP "qcow2" => self.open_qcow2(name, description).await,
+            other => {
+                let text = format!(
+                    "driver '{}' is not supported (file, host_device, memory, null-co, qcow2 and \
+                     raw are)",
+                    other.escape_default()
+                );
+                Err(Error::new(ErrorKind::NotSupported, text))
+            }
+        }
+    }
+
+    async fn add_leaf(
+        &mut self,
+        name: Option<String>,
+        driver: Box<dyn Driver>,
+        options: NodeOptions,
+    ) -> Result<OpenNode> {
+        let id = self.add(name, driver, options, &[]).await?;
+        Ok(OpenNode { id, path: None, identity: None })
+    }
+
+    async fn open_file(
+        &mut self,
+        name: Option<String>,
+        description: Description,
+    ) -> Result<OpenNode> {
+        let Description { driver, mut tree, options, inherited } = description;
+        let filename = tree.require_str("filename").map_err(invalid)?;
+        let words = [("auto", Locking::Auto), ("on", Locking::On), ("off", Locking::Off)];
+        let locking = tree.take_enum("locking", &words).map_err(invalid)?.unwrap_or_default();
+        tree.finish().map_err(invalid)?;
+        let how = FileOptions { write: !options.read_only, direct: inherited.direct, locking };
+        let path = PathBuf::from(filename);
+        let opened = path.clone();
+        let file = self.local.blocking(move || File::open(&opened, how)).await?;
+        let is_device = sys::kind(&*file.descriptor()?)? == sys::FileKind::BlockDevice;
+        if is_device != (driver == "host_device") {
+            let (is, needs) = if is_device { ("a", "host_device") } else { ("no", "file") };
+            let text = format!("'{}' is {is} block device: use driver={needs}", path.display());
+            return Err(Error::new(ErrorKind::InvalidArgument, text));
+        }
+        self.add_file(name, file, options, path).await
+    }
+
+    pub(super) async fn add_file(
+        &mut self,
+        name: Option<String>,
+        file: File,
+        options: NodeOptions,
+        path: PathBuf,
+    ) -> Result<OpenNode> {
+        let identity = FileIdentity::of(&*file.descriptor()?)?;
+        let format = if sys::kind(&*file.descriptor()?)? == sys::FileKind::BlockDevice {
+            "host_device"
+        } else {
+            "file"
+        };
+        let id = self.add(name, Box::new(file), options, &[]).await?;
+        let path = std::path::absolute(&path).unwrap_or(path);
+        self.images.push((id, ImagePlace { path: path.clone(), format }));
+        Ok(OpenNode { id, path: Some(path), identity: Some(identity) })
+    }
+
+    async fn open_raw(
+        &mut self,
+        name: Option<String>,
+        description: Description,
+    ) -> Result<OpenNode> {
+        let Description { mut tree, options, inherited, .. } = description;
+        let window = take_window(&mut tree)?;
+        let file = self.open_child(&mut tree, "file", inherited).await?;
+        tree.finish().map_err(invalid)?;
+        let length = self.layer.graph().topology().node(file.id).map_or(0, |view| view.length());
+        let driver = Raw::new(window.0, window.1, length)?;
+        let id = self.add(name, Box::new(driver), options, &[(Role::File, file.id)]).await?;
+        if let Some(path) = &file.path {
+            self.images.push((id, ImagePlace { path: path.clone(), format: "raw" }));
+        }
+        Ok(OpenNode { id, ..file })
+    }
+}
+
+/// A filter's driver, for [`Blockplex::insert_filter`](crate::Blockplex::insert_filter).
+pub(super) fn filter(tree: &mut OptionTree, below_length: u64) -> Result<Box<dyn Driver>> {
+    match tree.require_str("driver").map_err(invalid)?.as_str() {
+        "raw" => {
+            let (offset, size) = take_window(tree)?;
+            Ok(Box::new(Raw::new(offset, size, below_length)?))
+        }
+        other => {
+            let text = format!("driver '{}' is no filter (raw is)", other.escape_default());
+            Err(Error::new(ErrorKind::NotSupported, text))
+        }
+    }
+}
+
+fn take_window(tree: &mut OptionTree) -> Result<(u64, Option<u64>)> {
+    let offset = tree.take_size("offset").map_err(invalid)?.unwrap_or(0);
+    Ok((offset, tree.take_size("size").map_err(invalid)?))
+}
+
+fn null_of(tree: &mut OptionTree) -> Result<Null> {
+    let size = tree.take_size("size").map_err(invalid)?.unwrap_or(null::DEFAULT_SIZE);
+    let latency = tree.take_u64("latency-ns").map_err(invalid)?.unwrap_or(0);
+    let zeroes = tree.take_bool("read-zeroes").map_err(invalid)?.unwrap_or(false);
+    Null::new(size, Duration::from_nanos(latency), zeroes)
+}

@@ -1,0 +1,104 @@
+//! How a tree of nodes is described: QEMU's option names, in three spellings, or typed.
+
+use blockplex_drivers::open_gate::OpenGate;
+use blockplex_drivers::options::{OptionError, OptionTree, Value};
+use blockplex_graph::{Error, ErrorKind, Result};
+use std::path::Path;
+
+/// What to open, and what the images in it may open by themselves.
+///
+/// ```
+/// use blockplex::OpenOptions;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let a = OpenOptions::parse("driver=qcow2,file.driver=file,file.filename=disk.qcow2")?;
+/// let b = OpenOptions::parse(
+///     r#"{"driver": "qcow2", "file": {"driver": "file", "filename": "disk.qcow2"}}"#,
+/// )?;
+/// let c = OpenOptions::image("qcow2", "disk.qcow2");
+/// assert_eq!(a.tree(), b.tree());
+/// assert_eq!(b.tree(), c.tree());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    tree: OptionTree,
+    gate: OpenGate,
+}
+
+impl OpenOptions {
+    /// From `driver=…,file.filename=…`, from JSON, or from `json:{…}`.
+    pub fn parse(text: &str) -> Result<OpenOptions, OptionError> {
+        Ok(OpenOptions::from(OptionTree::parse(text, None)?))
+    }
+
+    /// An image file in a format: `raw` or `qcow2`. The format is never guessed.
+    pub fn image(format: &str, path: impl AsRef<Path>) -> OpenOptions {
+        let mut file = OptionTree::new();
+        file.set("driver", Value::String("file".into()));
+        file.set("filename", Value::String(path.as_ref().to_string_lossy().into_owned()));
+        let mut tree = OptionTree::new();
+        tree.set("driver", Value::String(format.to_owned()));
+        tree.set("file", Value::Tree(file));
+        OpenOptions::from(tree)
+    }
+
+    /// Sets an option by its dotted name.
+    #[must_use]
+    pub fn set(mut self, name: &str, value: impl Into<Value>) -> OpenOptions {
+        set_dotted(&mut self.tree, name, value.into());
+        self
+    }
+
+    /// Opens it for reading only.
+    #[must_use]
+    pub fn read_only(self) -> OpenOptions {
+        self.set("read-only", Value::Bool(true))
+    }
+
+    /// Lets images open what `gate` grants; by default they may open nothing.
+    #[must_use]
+    pub fn gate(mut self, gate: OpenGate) -> OpenOptions {
+        self.gate = gate;
+        self
+    }
+
+    /// The options as a tree.
+    pub fn tree(&self) -> &OptionTree {
+        &self.tree
+    }
+
+    pub(crate) fn into_parts(self) -> (OptionTree, OpenGate) {
+        (self.tree, self.gate)
+    }
+
+    /// Whether the root is opened read-only.
+    pub(crate) fn is_read_only(&self) -> Result<bool> {
+        let value = self.tree.clone().take_bool("read-only").map_err(invalid)?;
+        Ok(value.unwrap_or(false))
+    }
+}
+
+impl From<OptionTree> for OpenOptions {
+    fn from(tree: OptionTree) -> OpenOptions {
+        OpenOptions { tree, gate: OpenGate::deny_all() }
+    }
+}
+
+/// An option error as the layer's error.
+pub(crate) fn invalid(error: OptionError) -> Error {
+    Error::new(ErrorKind::InvalidArgument, error.to_string()).caused_by(error)
+}
+
+fn set_dotted(tree: &mut OptionTree, name: &str, value: Value) {
+    let Some((first, rest)) = name.split_once('.') else {
+        tree.set(name, value);
+        return;
+    };
+    let mut inner = match tree.get(first) {
+        Some(Value::Tree(inner)) => inner.clone(),
+        _ => OptionTree::new(),
+    };
+    set_dotted(&mut inner, rest, value);
+    tree.set(first, Value::Tree(inner));
+}
