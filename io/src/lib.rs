@@ -9,5 +9,11 @@ pub mod buffer;
 pub mod engine;
 #[cfg(not(loom))]
 pub mod event_loop;
+/// The loop's protocols with other threads, for the models of `tests/loom_wake.rs`.
+#[cfg(loom)]
+pub mod event_loop {
+    pub mod notify;
+    pub mod pending;
+}
 pub mod lock;
 mod sync;
