@@ -18,6 +18,7 @@
 
 mod bench;
 mod command_line;
+mod images;
 mod random;
 mod stress;
 mod units;
