@@ -16,7 +16,6 @@ pub const PROBE_BYTES: usize = 512;
 
 /// What the first bytes of an image look like. A suggestion for a human to confirm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Suggestion {
     /// Like an image of a format this project reads; the driver's name.
     Supported(&'static str),
