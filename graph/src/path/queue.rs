@@ -53,22 +53,15 @@ impl Queue {
     }
 
     /// Submits a request; its completion, whatever it is, carries `cookie`. Never waits.
+    #[inline]
     pub fn submit(&self, request: Request, cookie: u64) {
         self.core.start(request, Door::Cookie(cookie));
     }
 
     /// Takes up to `max` completions, appending them to `into`; gives their number. Never waits.
     pub fn reap(&self, into: &mut Vec<Completion>, max: usize) -> usize {
-        let mut count = 0;
-        while count < max {
-            let Some(reaped) = self.core.done.borrow_mut().pop_front() else { break };
-            into.push(reaped.completion);
-            match reaped.ticket {
-                Some(ticket) => drop(ticket),
-                None => self.core.slot.exit(),
-            }
-            count += 1;
-        }
+        let count = self.core.take_completions(into, max);
+        self.core.leave_many(count);
         count
     }
 
@@ -79,6 +72,7 @@ impl Queue {
                 return Poll::Ready(());
             }
             *self.core.reaper.borrow_mut() = Some(cx.waker().clone());
+            self.core.reaper_waits.set(true);
             Poll::Pending
         })
     }

@@ -34,18 +34,16 @@ pub(crate) struct QueueCore {
     counters: Arc<Counters>,
     pub(super) view: RefCell<Rc<QueueView>>,
     pub(super) table: RefCell<Table>,
-    pub(super) done: RefCell<VecDeque<Reaped>>,
+    pub(super) done: RefCell<Vec<Completion>>,
+    /// The shared admissions among those of `done`; the others are the slot's own. Which is which
+    /// does not matter: a reaped completion ends one of them.
+    done_tickets: RefCell<Vec<Rc<Ticket>>>,
     pub(super) parked: RefCell<VecDeque<u32>>,
     pub(super) resume: RefCell<Option<JoinHandle<()>>>,
     pub(super) reaper: RefCell<Option<Waker>>,
+    pub(super) reaper_waits: Cell<bool>,
     pub(super) closed: Cell<bool>,
     pub(super) this: Weak<QueueCore>,
-}
-
-/// A completion that waits to be reaped; its admission ends then.
-pub(super) struct Reaped {
-    pub(super) completion: Completion,
-    pub(super) ticket: Option<Rc<Ticket>>,
 }
 
 /// The admission of a request that has left tier 1: shared by everything that runs for it.
@@ -80,9 +78,11 @@ impl QueueCore {
             view: RefCell::new(QueueView::new(None, Permissions::NONE, u64::MAX)),
             table: RefCell::default(),
             done: RefCell::default(),
+            done_tickets: RefCell::default(),
             parked: RefCell::default(),
             resume: RefCell::default(),
             reaper: RefCell::default(),
+            reaper_waits: Cell::new(false),
             closed: Cell::new(false),
             this: this.clone(),
         })
@@ -90,6 +90,7 @@ impl QueueCore {
 
     /// Starts a request. For the cookie door, an immediate end is queued for reaping, and the
     /// result is of no use.
+    #[inline]
     pub(super) fn start(&self, request: Request, door: Door) -> Started {
         if !self.parked.borrow().is_empty() || !self.slot.try_enter() {
             return Started::Running(self.park(request, door));
@@ -98,6 +99,7 @@ impl QueueCore {
     }
 
     /// Runs an admitted request.
+    #[inline]
     fn run(&self, request: Request, door: Door) -> Started {
         let view = self.current_view();
         if let Err(error) = check(&view, &request) {
@@ -371,6 +373,7 @@ impl QueueCore {
     }
 
     /// Ends an admitted request that never had an entry.
+    #[inline]
     fn end_now(&self, door: Door, result: Result<Outcome>, request: Request) -> Started {
         self.counters.count(request.kind, request.length, result.is_ok());
         let vector = request.vector;
@@ -386,22 +389,61 @@ impl QueueCore {
         }
     }
 
+    #[inline]
     fn queue_completion(&self, completion: Completion, ticket: Option<Rc<Ticket>>) {
         if self.closed.get() {
             return self.leave(ticket);
         }
-        self.done.borrow_mut().push_back(Reaped { completion, ticket });
+        self.done.borrow_mut().push(completion);
+        if let Some(ticket) = ticket {
+            self.done_tickets.borrow_mut().push(ticket);
+        }
+        if self.reaper_waits.get() {
+            self.wake_reaper();
+        }
+    }
+
+    #[cold]
+    fn wake_reaper(&self) {
+        self.reaper_waits.set(false);
         let waker = self.reaper.borrow_mut().take();
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    pub(super) fn discard_completions(&self) {
-        loop {
-            let Some(reaped) = self.done.borrow_mut().pop_front() else { break };
-            self.leave(reaped.ticket);
+    /// Moves up to `max` completions; gives their number.
+    pub(super) fn take_completions(&self, into: &mut Vec<Completion>, max: usize) -> usize {
+        let mut done = self.done.borrow_mut();
+        let count = done.len().min(max);
+        if into.is_empty() && count == done.len() {
+            std::mem::swap(into, &mut done);
+        } else {
+            into.extend(done.drain(..count));
         }
+        count
+    }
+
+    /// Ends `count` admissions of reaped requests.
+    pub(super) fn leave_many(&self, count: usize) {
+        let mut own = count;
+        while own > 0 {
+            let ticket = self.done_tickets.borrow_mut().pop();
+            match ticket {
+                Some(ticket) => drop(ticket),
+                None => break,
+            }
+            own -= 1;
+        }
+        if own > 0 {
+            self.slot.exit_many(own as u64);
+        }
+    }
+
+    pub(super) fn discard_completions(&self) {
+        let mut discarded = Vec::new();
+        let count = self.take_completions(&mut discarded, usize::MAX);
+        self.leave_many(count);
     }
 
     pub(super) fn current_view(&self) -> Rc<QueueView> {
