@@ -189,9 +189,9 @@ impl Blockplex {
         deadline: Duration,
     ) -> Result<blockplex_graph::Drained> {
         let section = self.inner.graph.begin_drain(scope)?;
-        self.on_control(move |local| async move {
-            section.settle_before(local.sleep(deadline)).await
-        })
+        self.on_control(
+            move |local| async move { section.settle_before(local.sleep(deadline)).await },
+        )
         .await
     }
 
@@ -248,9 +248,8 @@ impl Blockplex {
             let topology = self.inner.graph.topology();
             let unused: Vec<NodeId> = {
                 let nodes = self.inner.nodes.lock();
-                let is_unused = |id: &&NodeId| {
-                    topology.node(**id).is_some() && !topology.has_parents(**id)
-                };
+                let is_unused =
+                    |id: &&NodeId| topology.node(**id).is_some() && !topology.has_parents(**id);
                 nodes.implicit.iter().filter(is_unused).copied().collect()
             };
             if unused.is_empty() {

@@ -61,13 +61,13 @@ mod blocking;
 mod layer;
 mod open;
 mod options;
-//TMP mod snapshot;
+mod snapshot;
 
 pub use backend::Backend;
 pub use blocking::Blocking;
 pub use layer::{Blockplex, NodeReopen};
 pub use options::OpenOptions;
-//TMP pub use snapshot::SnapshotOptions;
+pub use snapshot::SnapshotOptions;
 
 pub use blockplex_drain::{DrainHooks, Holder};
 pub use blockplex_drivers as drivers;

@@ -9,6 +9,7 @@
 //! caller's gate, read-only, in the format that the image states; nothing is ever guessed.
 
 mod driver;
+mod qcow2;
 
 use self::driver::{Children, Description};
 use crate::layer::{Blockplex, ImagePlace};
@@ -17,8 +18,8 @@ use blockplex_drivers::open_gate::{ChainGuard, FileIdentity, OpenGate};
 use blockplex_drivers::options::{OptionTree, Reference};
 use blockplex_graph::driver::Driver;
 use blockplex_graph::{
-    Access, Child, DetectZeroes, DiscardMode, Error, ErrorKind, NodeId, NodeOptions, Permissions,
-    Result, Role,
+    Access, Child, DetectZeroes, DiscardMode, Error, ErrorKind, NodeId, NodeOptions, OriginId,
+    Permissions, Result,
 };
 use blockplex_io::event_loop::Local;
 use std::future::Future;
@@ -86,9 +87,7 @@ impl<'a> Opener<'a> {
             discard: DiscardMode::Ignore,
         };
         match opener.open_tree(tree, inherited).await {
-            Ok(root) => {
-                Ok(Opened { root: root.id, nodes: opener.nodes, images: opener.images })
-            }
+            Ok(root) => Ok(Opened { root: root.id, nodes: opener.nodes, images: opener.images }),
             Err(error) => {
                 opener.undo().await;
                 Err(error)
@@ -161,52 +160,43 @@ impl<'a> Opener<'a> {
         Ok(id)
     }
 
-    /// Lets `read` look at `file`, which a private origin holds meanwhile, and puts the driver that
-    /// it makes above it in one step.
-    async fn add_over<D: Driver>(
-        &mut self,
-        name: Option<String>,
-        file: NodeId,
-        options: NodeOptions,
-        backing: Option<NodeId>,
-        read: impl AsyncFnOnce(Child) -> Result<D>,
-    ) -> Result<NodeId> {
+    /// Has a private origin hold `file` as a format driver above it will, so that it can be read.
+    async fn hold(&self, file: NodeId, read_only: bool) -> Result<(OriginId, Child)> {
         let graph = self.layer.graph();
-        let access = Access::READER.through_format_file(!options.read_only);
-        let holder = {
-            let mut change = graph.begin().await;
-            let holder = change.add_origin("opening", access, None);
-            change.set_root(holder.id(), Some(file))?;
-            let drained = change.drain().await?;
-            change.commit(&drained).await?;
-            holder
-        };
-        let driver = match graph.topology().node(file) {
-            Some(view) => {
-                read(Child::for_control(self.local, view, Permissions::CONSISTENT_READ)).await
-            }
-            None => Err(Error::new(ErrorKind::NotFound, "the file's node is gone")),
-        };
         let mut change = graph.begin().await;
-        change.remove_origin(holder.id())?;
-        let added = driver.and_then(|driver| {
-            let mut children = vec![(Role::File, file)];
-            children.extend(backing.map(|backing| (Role::Backing, backing)));
-            change.add_node(name.as_deref(), Box::new(driver), options, &children)
-        });
+        let access = Access::READER.through_format_file(!read_only);
+        let holder = change.add_origin("opening", access, None);
+        change.set_root(holder.id(), Some(file))?;
         let drained = change.drain().await?;
-        let committed = change.commit(&drained).await;
-        drop(drained);
-        if committed.is_err() {
-            self.let_go(holder.id()).await;
-        }
-        let id = committed.and(added)?;
+        change.commit(&drained).await?;
+        let topology = graph.topology();
+        let view = topology
+            .node(file)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "the file's node is gone"))?;
+        let child = Child::for_control(self.local, view, Permissions::CONSISTENT_READ);
+        Ok((holder.id(), child))
+    }
+
+    /// Adds the driver that has read its file, and lets go of the file in the same step.
+    async fn add_held(
+        &mut self,
+        holder: OriginId,
+        name: Option<&str>,
+        driver: Box<dyn Driver>,
+        options: NodeOptions,
+        children: &Children,
+    ) -> Result<NodeId> {
+        let mut change = self.layer.graph().begin().await;
+        change.remove_origin(holder)?;
+        let id = change.add_node(name, driver, options, children)?;
+        let drained = change.drain().await?;
+        change.commit(&drained).await?;
         self.nodes.push(id);
         Ok(id)
     }
 
-    /// Removes a private origin whose replacement was refused.
-    async fn let_go(&self, holder: blockplex_graph::OriginId) {
+    /// Lets go of a file after all.
+    async fn let_go(&self, holder: OriginId) {
         let removal = async {
             let mut change = self.layer.graph().begin().await;
             change.remove_origin(holder)?;
@@ -252,11 +242,8 @@ fn take_generic(tree: &mut OptionTree, inherited: Inherited) -> Result<(NodeOpti
         ("unmap", DiscardMode::Unmap),
         ("on", DiscardMode::Unmap),
     ];
-    let zeroes = [
-        ("off", DetectZeroes::Off),
-        ("on", DetectZeroes::On),
-        ("unmap", DetectZeroes::Unmap),
-    ];
+    let zeroes =
+        [("off", DetectZeroes::Off), ("on", DetectZeroes::On), ("unmap", DetectZeroes::Unmap)];
     let mut cache = tree.take_subtree("cache").map_err(invalid)?.unwrap_or_default();
     let direct = cache.take_bool("direct").map_err(invalid)?.unwrap_or(inherited.direct);
     let no_flush = cache.take_bool("no-flush").map_err(invalid)?.unwrap_or(inherited.no_flush);
@@ -265,7 +252,10 @@ fn take_generic(tree: &mut OptionTree, inherited: Inherited) -> Result<(NodeOpti
     let options = NodeOptions {
         read_only: read_only.unwrap_or(inherited.read_only),
         discard: tree.take_enum("discard", &discard).map_err(invalid)?.unwrap_or(inherited.discard),
-        detect_zeroes: tree.take_enum("detect-zeroes", &zeroes).map_err(invalid)?.unwrap_or_default(),
+        detect_zeroes: tree
+            .take_enum("detect-zeroes", &zeroes)
+            .map_err(invalid)?
+            .unwrap_or_default(),
         no_flush,
     };
     if options.detect_zeroes == DetectZeroes::Unmap && options.discard != DiscardMode::Unmap {

@@ -3,7 +3,7 @@
 use crate::layer::{Blockplex, ImagePlace};
 use crate::open::Opened;
 use blockplex_drivers::file::{File, FileOptions, sys};
-use blockplex_drivers::qcow2::{CreateOptions, Qcow2, Qcow2Options};
+use blockplex_drivers::qcow2::{self, CreateOptions, Qcow2, Qcow2Options};
 use blockplex_graph::{
     Access, Child, DiscardMode, Error, ErrorKind, NodeId, NodeOptions, Permissions, Result, Role,
 };
@@ -85,7 +85,7 @@ async fn take(
     if let Some(cluster_size) = options.cluster_size {
         image.cluster_size = cluster_size;
     }
-    image.backing_file = Some(place.path.into_os_string().into_encoded_bytes());
+    image.backing_name = Some(place.path.into_os_string().into_encoded_bytes());
     image.backing_format = Some(place.format.into());
     let file = create(layer, local, &options.file, options.direct, image).await?;
     let driver = {
@@ -139,7 +139,7 @@ async fn create(
     let view = layer.graph().topology().node(node).cloned();
     let view = view.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file's node is gone"))?;
     let access = Access::WRITER.needed | Permissions::RESIZE;
-    Qcow2::create(&Child::for_control(local, &view, access), options).await?;
+    qcow2::create(&Child::for_control(local, &view, access), &options).await?;
     Ok(node)
 }
 

@@ -47,7 +47,7 @@ impl Opener<'_> {
                 self.add_leaf(name, Box::new(Memory::new(size)?), options).await
             }
             "raw" => self.open_raw(name, description).await,
-            //TMP "qcow2" => self.open_qcow2(name, description).await,
+            "qcow2" => self.open_qcow2(name, description).await,
             other => {
                 let text = format!(
                     "driver '{}' is not supported (file, host_device, memory, null-co, qcow2 and \

@@ -9,10 +9,24 @@ use blockplex_drivers::open_gate::{self, escape_bytes};
 use blockplex_drivers::options::{OptionTree, Reference};
 use blockplex_drivers::qcow2::{BackingReference, Qcow2, Qcow2Options};
 use blockplex_drivers::raw::Raw;
-use blockplex_graph::{
-    Child, Error, ErrorKind, NodeId, NodeOptions, Permissions, Result, Role,
-};
+use blockplex_graph::{Error, ErrorKind, NodeId, NodeOptions, OriginId, Result, Role};
 use std::path::Path;
+
+/// An image that has been read and not yet added: what is below it comes first.
+struct Level {
+    name: Option<String>,
+    file: OpenNode,
+    holder: OriginId,
+    driver: Qcow2,
+    options: NodeOptions,
+}
+
+/// What a chain of images shares.
+#[derive(Clone)]
+struct ChainOptions {
+    settings: Qcow2Options,
+    inherited: Inherited,
+}
 
 impl Opener<'_> {
     pub(super) async fn open_qcow2(
@@ -21,124 +35,168 @@ impl Opener<'_> {
         description: Description,
     ) -> Result<OpenNode> {
         let Description { mut tree, options, inherited, .. } = description;
-        let settings = qcow2_options(&mut tree)?;
+        let settings = take_settings(&mut tree)?;
         let backing = tree.take_reference("backing").map_err(invalid)?;
         let file = self.open_child(&mut tree, "file", inherited).await?;
         tree.finish().map_err(invalid)?;
-        if let Some(identity) = file.identity {
-            self.chain.descend(identity).map_err(|error| refused(&file, error.to_string()))?;
-        }
-        let below = Inherited { read_only: true, ..inherited };
-        let backing = match backing {
-            Some(Reference::Tree(tree)) => Some(self.open_tree(tree, below).await?.id),
-            Some(Reference::Name(name)) => Some(self.existing(&name)?.id),
-            Some(Reference::Nothing) => None,
-            None => self.open_stated_backing(&file, &settings, below).await?,
+        let chain =
+            ChainOptions { settings, inherited: Inherited { read_only: true, ..inherited } };
+        let mut levels = vec![self.read_level(name, file.clone(), options, &chain).await?];
+        let below = match backing {
+            Some(Reference::Tree(tree)) => {
+                self.open_tree(tree, chain.inherited).await.map(|node| Some(node.id))
+            }
+            Some(Reference::Name(name)) => self.existing(&name).map(|node| Some(node.id)),
+            Some(Reference::Nothing) => Ok(None),
+            None => self.descend(&mut levels, &chain).await,
         };
-        let read_only = options.read_only;
-        let id = self
-            .add_over(name, file.id, options, backing, async |child| {
-                Qcow2::open(&child, settings, read_only).await
-            })
-            .await?;
-        if let Some(path) = &file.path {
-            self.images.push((id, ImagePlace { path: path.clone(), format: "qcow2" }));
-        }
+        let id = self.add_levels(levels, below).await?;
         Ok(OpenNode { id, ..file })
     }
 
-    /// Opens what the image itself names as its backing file, through the caller's gate.
-    async fn open_stated_backing(
+    /// Reads an image; its file is held from then on.
+    async fn read_level(
         &mut self,
-        file: &OpenNode,
-        settings: &Qcow2Options,
-        inherited: Inherited,
-    ) -> Result<Option<NodeId>> {
-        let stated = {
-            let topology = self.layer.graph().topology();
-            let view = topology.node(file.id).ok_or_else(|| {
-                Error::new(ErrorKind::NotFound, "the file's node is gone")
-            })?;
-            let granted = Permissions::CONSISTENT_READ;
-            let child = Child::for_control(self.local, view, granted);
-            Qcow2::stated_backing(&child).await?
-        };
-        let Some(BackingReference { name, format }) = stated else { return Ok(None) };
-        let shown = escape_bytes(&name);
-        let Some(format) = format else {
-            let text = format!("the image names the backing file '{shown}' without its format");
-            return Err(refused(file, text));
-        };
-        if !matches!(format.as_str(), "raw" | "qcow2") {
-            let text = format!(
-                "the image names the backing file '{shown}' in format '{}', which is not supported",
-                format.escape_default()
-            );
-            return Err(refused(file, text));
-        }
-        let directory = file.path.as_deref().and_then(Path::parent).map(Path::to_owned);
-        let gate = self.gate.clone();
-        let opened = self
-            .local
-            .blocking(move || {
-                let access = open_gate::Access::ReadOnly;
-                gate.open_named(directory.as_deref(), &name, access)
-            })
-            .await;
-        let (fd, path) = opened.map_err(|error| refused(file, error.to_string()))?;
-        let how = FileOptions { write: false, direct: inherited.direct, ..FileOptions::default() };
-        let backing = File::from_fd(fd, &path, how)?;
-        let options = NodeOptions { read_only: true, ..NodeOptions::default() };
-        let options = NodeOptions { no_flush: inherited.no_flush, ..options };
-        let bottom = self.add_file(None, backing, options, path).await?;
-        Ok(Some(self.open_backing_format(&format, bottom, settings, options, inherited).await?))
-    }
-
-    async fn open_backing_format(
-        &mut self,
-        format: &str,
+        name: Option<String>,
         file: OpenNode,
-        settings: &Qcow2Options,
         options: NodeOptions,
-        inherited: Inherited,
-    ) -> Result<NodeId> {
+        chain: &ChainOptions,
+    ) -> Result<Level> {
         if let Some(identity) = file.identity {
             self.chain.descend(identity).map_err(|error| refused(&file, error.to_string()))?;
         }
-        let place = |format| file.path.clone().map(|path| ImagePlace { path, format });
-        let id = if format == "raw" {
-            let id = self.add(None, Box::new(Raw::default()), options, &[(Role::File, file.id)]).await?;
-            self.images.extend(place("raw").map(|place| (id, place)));
-            id
-        } else {
-            // Boxed: the chain below may be long.
-            let below = Box::pin(self.open_stated_backing(&file, settings, inherited)).await?;
-            let settings = settings.clone();
-            let id = self
-                .add_over(None, file.id, options, below, async |child| {
-                    Qcow2::open(&child, settings, true).await
-                })
-                .await?;
-            self.images.extend(place("qcow2").map(|place| (id, place)));
-            id
+        let (holder, child) = self.hold(file.id, options.read_only).await?;
+        match Qcow2::open(&child, chain.settings.clone(), options.read_only).await {
+            Ok(driver) => Ok(Level { name, file, holder, driver, options }),
+            Err(error) => {
+                self.let_go(holder).await;
+                let kind = error.kind();
+                Err(Error::new(kind, format!("{}: {error}", place_of(&file))).caused_by(error))
+            }
+        }
+    }
+
+    /// Reads the images that the last of `levels` names, one below the other, until one names
+    /// none, or a raw file, which is added and given.
+    async fn descend(
+        &mut self,
+        levels: &mut Vec<Level>,
+        chain: &ChainOptions,
+    ) -> Result<Option<NodeId>> {
+        loop {
+            let Some(last) = levels.last() else { return Ok(None) };
+            let Some(stated) = last.driver.backing() else { return Ok(None) };
+            let (file, is_raw) = self.open_stated(&last.file.clone(), stated, chain).await?;
+            let options = NodeOptions {
+                read_only: true,
+                no_flush: chain.inherited.no_flush,
+                ..NodeOptions::default()
+            };
+            if !is_raw {
+                levels.push(self.read_level(None, file, options, chain).await?);
+                continue;
+            }
+            if let Some(identity) = file.identity {
+                self.chain.descend(identity).map_err(|error| refused(&file, error.to_string()))?;
+            }
+            let children = [(Role::File, file.id)];
+            let id = self.add(None, Box::new(Raw::default()), options, &children).await?;
+            let place = file.path.map(|path| ImagePlace { path, format: "raw" });
+            self.images.extend(place.map(|place| (id, place)));
+            return Ok(Some(id));
+        }
+    }
+
+    /// Opens the file that an image names as its backing file, through the caller's gate; whether
+    /// it is raw.
+    async fn open_stated(
+        &mut self,
+        by: &OpenNode,
+        stated: BackingReference,
+        chain: &ChainOptions,
+    ) -> Result<(OpenNode, bool)> {
+        let BackingReference { name, format } = stated;
+        let shown = escape_bytes(&name);
+        let is_raw = match format.as_deref() {
+            Some("raw") => true,
+            Some("qcow2") => false,
+            Some(other) => {
+                let other = other.escape_default();
+                let text = format!(
+                    "it names the backing file '{shown}' in format '{other}', which is not \
+                     supported"
+                );
+                return Err(refused(by, text));
+            }
+            None => {
+                let text = format!("it names the backing file '{shown}' without its format");
+                return Err(refused(by, text));
+            }
         };
-        Ok(id)
+        let directory = by.path.as_deref().and_then(Path::parent).map(Path::to_owned);
+        let gate = self.gate.clone();
+        let access = open_gate::Access::ReadOnly;
+        let opened =
+            self.local.blocking(move || gate.open_named(directory.as_deref(), &name, access)).await;
+        let (fd, path) =
+            opened.map_err(|error| refused(by, format!("its backing file {error}")))?;
+        let direct = chain.inherited.direct;
+        let how = FileOptions { write: false, direct, ..FileOptions::default() };
+        let file = File::from_fd(fd, &path, how)?;
+        let options = NodeOptions { read_only: true, ..NodeOptions::default() };
+        Ok((self.add_file(None, file, options, path).await?, is_raw))
+    }
+
+    /// Adds what has been read, from the bottom up; gives the top. When something fails, all files
+    /// are let go of.
+    async fn add_levels(
+        &mut self,
+        mut levels: Vec<Level>,
+        below: Result<Option<NodeId>>,
+    ) -> Result<NodeId> {
+        let mut result = below;
+        while let Some(level) = levels.pop() {
+            let Level { name, file, holder, driver, options } = level;
+            let backing = match &result {
+                Ok(backing) => *backing,
+                Err(_) => {
+                    self.let_go(holder).await;
+                    continue;
+                }
+            };
+            let mut children = vec![(Role::File, file.id)];
+            children.extend(backing.map(|backing| (Role::Backing, backing)));
+            let driver = Box::new(driver);
+            match self.add_held(holder, name.as_deref(), driver, options, &children).await {
+                Ok(id) => {
+                    let place = file.path.map(|path| ImagePlace { path, format: "qcow2" });
+                    self.images.extend(place.map(|place| (id, place)));
+                    result = Ok(Some(id));
+                }
+                Err(error) => {
+                    self.let_go(holder).await;
+                    result = Err(error);
+                }
+            }
+        }
+        result?.ok_or_else(|| Error::new(ErrorKind::NotFound, "a chain has at least one image"))
     }
 }
 
-fn qcow2_options(tree: &mut OptionTree) -> Result<Qcow2Options> {
-    let mut options = Qcow2Options::default();
-    if let Some(size) = tree.take_size("cache-size").map_err(invalid)? {
-        options.cache_size = size;
-    }
-    if let Some(size) = tree.take_size("l2-cache-entry-size").map_err(invalid)? {
-        options.l2_cache_entry_size = Some(size);
-    }
-    Ok(options)
+fn take_settings(tree: &mut OptionTree) -> Result<Qcow2Options> {
+    Ok(Qcow2Options {
+        cache_size: tree.take_size("cache-size").map_err(invalid)?,
+        l2_cache_size: tree.take_size("l2-cache-size").map_err(invalid)?,
+        l2_cache_entry_size: tree.take_size("l2-cache-entry-size").map_err(invalid)?,
+        refcount_cache_size: tree.take_size("refcount-cache-size").map_err(invalid)?,
+    })
 }
 
 /// An image that may not open what it names.
 fn refused(file: &OpenNode, text: String) -> Error {
-    let place = file.path.as_deref().map_or("an image".into(), |path| path.display().to_string());
-    Error::new(ErrorKind::PermissionDenied, format!("{place}: {text}"))
+    Error::new(ErrorKind::PermissionDenied, format!("{}: {text}", place_of(file)))
+}
+
+fn place_of(file: &OpenNode) -> String {
+    file.path.as_deref().map_or("an image".into(), |path| format!("'{}'", path.display()))
 }
