@@ -1,8 +1,31 @@
-//! The qcow2 format.
+//! The qcow2 format: codecs, and the driver.
 //!
-//! What stands here so far is the *format* alone: structures on disk turned into values and
-//! back, by pure functions. Nothing in these modules reads a file, takes a lock, keeps state or
-//! knows of the graph; that is the driver's business, which calls them.
+//! ```text
+//!             map() ── look_up ──► slice_cache (lock-free) ──► place, pinned by `grace`
+//!   serve() ─┬ read ── loader ─────────┤
+//!            ├ write ── range lock ── allocate ── write data ── commit ──┐
+//!            ├ erase ───────────────────────────────────── commit ──────┤
+//!            └ flush ── writeback ◄── dirty slices, L1, refcounts ◄──────┘
+//!                          └────────► limbo ──► free clusters
+//! ```
+//!
+//! The driver's rule is *map → pin → I/O → commit*: a host cluster that a request was told of is
+//! not used for anything else before the request has ended, and an allocating write becomes
+//! visible by one store after its data is written. No lock over the whole image is held on the
+//! data path: requests to different clusters do not wait for each other.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | `open`, `create` | opening with every table checked first; new images |
+//! | `driver` | the driver contract: tier 1, and who serves what |
+//! | `lookup`, `slice_cache`, `slice`, `l1_table`, `loader` | the mapping in memory |
+//! | `read`, `write`, `erase`, `status`, `resize` | the requests |
+//! | `refcounts`, `limbo` | free clusters, and those on their way to being free |
+//! | `writeback` | the order in which metadata reaches the disk |
+//! | `integrity` | the first write, and damaged images |
+//!
+//! The codecs are *structures on disk turned into values and back, by pure functions*: nothing in
+//! them reads a file, takes a lock, keeps state or knows of the graph.
 //!
 //! | module | what it knows |
 //! |---|---|
@@ -15,7 +38,7 @@
 //! | [`image_layout`] | the bytes of a fresh image |
 //! | [`format_error`] | what all of them say when bytes are not as the format wants |
 //!
-//! Truths of all these modules, cited by number:
+//! Truths of all modules, cited by number:
 //!
 //! - **Q1** No input makes them panic, loop without end, or allocate more than one cluster or
 //!   the length of the input, whichever is larger (`image_layout`: the metadata of the image).
@@ -23,14 +46,99 @@
 //!   that was checked against the width.
 //! - **Q3** An error names the field, its value, where it stands, and the rule it breaks; text
 //!   that came from the image is escaped and cut before it is shown.
+//!
+//! Locks, each taken only while holding ones above it: the guest range, the L1 entry, the loading
+//! turn of a slice, the write-back turn, the header, the loading turn of refcount blocks; then
+//! mutexes that are held for some instructions.
 
 pub mod codec;
+mod create;
+mod driver;
 pub mod entry;
+mod erase;
 pub mod extension;
 pub mod format_error;
 pub mod geometry;
 pub mod header;
 pub mod image_layout;
+mod integrity;
+mod join;
+mod l1_table;
+mod layers;
+mod limbo;
+mod loader;
+mod lookup;
+mod open;
+mod read;
 pub mod refcount_block;
+mod refcounts;
+mod resize;
+mod slice;
+mod slice_cache;
+mod status;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
+mod write;
+mod writeback;
+
+pub use create::create;
+pub use image_layout::CreateOptions;
+pub use open::{BackingReference, ImageInformation, Qcow2Options};
+
+use blockplex_drain::Grace;
+use blockplex_io::lock::{CoMutex, RangeLock};
+use codec::Decompressor;
+use entry::Version;
+use geometry::Geometry;
+use header::Header;
+use integrity::Integrity;
+use l1_table::L1Table;
+use limbo::Limbo;
+use parking_lot::Mutex;
+use refcounts::Refcounts;
+use slice_cache::SliceCache;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use writeback::Rounds;
+
+/// An open qcow2 image: the driver of a node. See the page of this module.
+///
+/// Its children are, in this order, the file and, if there is one, the backing node. An image
+/// whose header names a backing file and that has no backing child reads as zeros where it has
+/// nothing of its own.
+pub struct Qcow2 {
+    geometry: Geometry,
+    version: Version,
+    read_only: bool,
+    information: ImageInformation,
+    /// Bytes of the virtual disk.
+    size: AtomicU64,
+    /// The base-2 logarithm of the entries of a slice.
+    slice_bits: u32,
+    /// L1 entries that name no L2 table, as opening found.
+    bad_tables: BTreeSet<u64>,
+    l1: L1Table,
+    /// Turns to give an L1 entry a table of its own.
+    l1_turns: Box<[CoMutex<()>]>,
+    slices: Arc<SliceCache>,
+    refcounts: Arc<Refcounts>,
+    /// Who was told of host clusters.
+    grace: Grace,
+    limbo: Limbo,
+    /// Guest clusters whose mapping is being changed.
+    ranges: RangeLock,
+    rounds: Rounds,
+    header: CoMutex<Header>,
+    integrity: Integrity,
+    /// Decompressors at rest.
+    decompressors: Mutex<Vec<Decompressor>>,
+}
+
+impl std::fmt::Debug for Qcow2 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Qcow2").field("information", &self.information).finish_non_exhaustive()
+    }
+}

@@ -1,4 +1,8 @@
-//! What the tests of the format share: images made and judged by the peer's tools.
+//! What the tests share: images made and judged by the peer's tools, files in memory that keep a
+//! journal, and an open image with its graph.
+
+pub(crate) mod rig;
+pub(crate) mod volume;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,6 +44,26 @@ impl Scratch {
 
     pub(crate) fn qemu_io(&self, image: &str, command: &str) -> String {
         run("qemu-io", &["-f", "qcow2", "-c", command, image])
+    }
+
+    /// `qemu-img check` finds no corruption; leaks are allowed.
+    pub(crate) fn check_allowing_leaks(&self, image: &str) {
+        let output = Command::new("qemu-img").args(["check", "-q", image]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(0 | 3)), "{text}");
+    }
+
+    /// `qemu-img check` finds nothing at all.
+    pub(crate) fn check_clean(&self, image: &str) {
+        self.qemu_img(&["check", "-q", image]);
+    }
+
+    /// What the peer reads from the whole image.
+    pub(crate) fn contents(&self, image: &str) -> Vec<u8> {
+        let raw = self.path();
+        self.qemu_img(&["convert", "-f", "qcow2", "-O", "raw", image, &raw]);
+        self.read(&raw)
     }
 
     pub(crate) fn read(&self, path: &str) -> Vec<u8> {

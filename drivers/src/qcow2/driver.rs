@@ -1,0 +1,169 @@
+//! The driver contract: tier 1, and who serves what in tier 2.
+
+use super::Qcow2;
+use super::layers::{FILE, Layers};
+use super::lookup::Place;
+use super::open::{CacheSizes, Qcow2Options};
+use super::refcounts::Refcounts;
+use super::slice_cache::SliceCache;
+use blockplex_drain::GracePin;
+use blockplex_graph::driver::{
+    AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, PreparedReopen, Role,
+};
+use blockplex_graph::{
+    Access, DiscardMode, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Request, RequestKind,
+    Result,
+};
+use std::any::Any;
+use std::sync::Arc;
+
+impl Qcow2 {
+    fn map_read(&self, node: &NodeView, request: &MapRequest<'_>) -> Map {
+        let MapRequest { offset, length, loop_index, .. } = *request;
+        let size = self.disk_size();
+        if offset >= size {
+            return Map::Zero { length };
+        }
+        // Before the look-up: what it finds stays what it is until the pin is given back.
+        let pin = self.grace.pin(loop_index);
+        let extent = self.look_up(offset, length.min(size - offset));
+        let length = extent.length;
+        if let Place::Data { host, .. } = extent.place {
+            let pin = Some(Pin(pin.into_number()));
+            return Map::Child { edge: FILE, offset: host, length, pin };
+        }
+        self.grace.unpin(loop_index, pin);
+        match extent.place {
+            Place::Zero => Map::Zero { length },
+            Place::Unallocated => match node.edge_in_role(Role::Backing) {
+                Some(edge) => Map::Child { edge, offset, length, pin: None },
+                None => Map::Zero { length },
+            },
+            // To mark the image takes I/O.
+            Place::Bad(fault) if self.read_only => Map::Fail(fault.at(offset)),
+            _ => Map::Async { length },
+        }
+    }
+
+    fn map_write(&self, request: &MapRequest<'_>) -> Map {
+        let MapRequest { offset, length, loop_index, flags, .. } = *request;
+        if flags.fua || !self.may_write_now() {
+            return Map::Async { length };
+        }
+        let pin = self.grace.pin(loop_index);
+        let extent = self.look_up(offset, length);
+        if let Place::Data { host, copied: true } = extent.place {
+            let pin = Some(Pin(pin.into_number()));
+            return Map::Child { edge: FILE, offset: host, length: extent.length, pin };
+        }
+        self.grace.unpin(loop_index, pin);
+        Map::Async { length: extent.length }
+    }
+
+    async fn serve_request(&self, io: &NodeIo, request: Request) -> Result<Outcome> {
+        let layers = Layers::of(io)?;
+        let Request { kind, flags, offset, length, vector } = request;
+        match kind {
+            RequestKind::Read => self.read(&layers, offset, &vector).await?,
+            RequestKind::Write => {
+                self.write(&layers, offset, &vector).await?;
+                if flags.fua {
+                    self.flush(&layers).await?;
+                }
+            }
+            RequestKind::Flush => self.flush(&layers).await?,
+            RequestKind::Discard => self.discard(&layers, offset, length).await?,
+            RequestKind::WriteZeroes => {
+                let discards = io.node().options().discard == DiscardMode::Unmap;
+                let may_unmap = flags.may_unmap && discards;
+                self.write_zeroes(&layers, offset, length, may_unmap).await?;
+            }
+            RequestKind::BlockStatus => {
+                return Ok(Outcome::Status(self.status(&layers, offset, length).await?));
+            }
+            RequestKind::Truncate => self.resize(&layers, offset).await?,
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+impl Driver for Qcow2 {
+    fn driver_name(&self) -> &'static str {
+        "qcow2"
+    }
+
+    fn length(&self, _node: &NodeView) -> u64 {
+        self.disk_size()
+    }
+
+    fn limits(&self) -> Limits {
+        let cluster = self.geometry.cluster_size() as u32;
+        Limits { write_zeroes_alignment: cluster, discard_alignment: cluster, ..Limits::UNLIMITED }
+    }
+
+    fn child_access(&self, role: Role, parents: Access) -> Access {
+        match role {
+            Role::Backing => Access::through_backing(),
+            Role::File | Role::Filtered => parents.through_format_file(!self.read_only),
+        }
+    }
+
+    fn access_changed(&self, _change: AccessChange) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn map(&self, node: &NodeView, request: &MapRequest<'_>) -> Map {
+        match request.kind {
+            RequestKind::Read => self.map_read(node, request),
+            RequestKind::Write => self.map_write(request),
+            _ => Map::Async { length: request.length },
+        }
+    }
+
+    fn unpin(&self, loop_index: usize, pin: Pin) {
+        self.grace.unpin(loop_index, GracePin::from_number(pin.0));
+    }
+
+    fn serve<'a>(&'a self, io: &'a NodeIo, request: Request) -> LocalFuture<'a, Result<Outcome>> {
+        Box::pin(self.serve_request(io, request))
+    }
+
+    /// Takes a [`Qcow2Options`]: the sizes of the caches change.
+    fn reopen<'a>(
+        &'a self,
+        _io: &'a NodeIo,
+        options: Box<dyn Any>,
+    ) -> LocalFuture<'a, Result<Box<dyn PreparedReopen>>> {
+        Box::pin(async move {
+            let Ok(options) = options.downcast::<Qcow2Options>() else {
+                let text = "not options of a qcow2 node";
+                return Err(Error::new(ErrorKind::InvalidArgument, text));
+            };
+            let sizes = self.new_cache_sizes(&options)?;
+            let (slices, refcounts) = (self.slices.clone(), self.refcounts.clone());
+            Ok(Box::new(NewSizes { slices, refcounts, sizes }) as Box<dyn PreparedReopen>)
+        })
+    }
+
+    fn close<'a>(&'a self, io: &'a NodeIo) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async move { self.finish(&Layers::of(io)?).await })
+    }
+}
+
+/// Caches of other sizes, prepared.
+struct NewSizes {
+    slices: Arc<SliceCache>,
+    refcounts: Arc<Refcounts>,
+    sizes: CacheSizes,
+}
+
+impl PreparedReopen for NewSizes {
+    fn commit(self: Box<Self>) {
+        self.slices.set_capacity(self.sizes.slices);
+        self.refcounts.set_cache_bytes(self.sizes.refcounts);
+    }
+}

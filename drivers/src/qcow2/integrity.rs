@@ -1,0 +1,128 @@
+//! What must be done before the first write, and what is done when an image turns out damaged.
+//!
+//! I1. Nothing is written to the file before the autoclear bits that this driver does not maintain
+//!     are cleared in the header, durably (H24).
+//! I2. When metadata turns out corrupt, the image is marked so once, and every later write is
+//!     refused. An image that is open read-only is never written to.
+
+use super::Qcow2;
+use super::format_error::{FormatError, FormatErrorKind};
+use super::header::{Version, feature};
+use super::layers::Layers;
+use super::lookup::Fault;
+use blockplex_graph::{Child, Error, ErrorKind, RequestFlags, Result};
+use blockplex_io::buffer::IoBuffer;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The header fields of the feature bits: incompatible, compatible, autoclear.
+const FEATURES_OFFSET: u64 = 72;
+
+/// See the page.
+#[derive(Default)]
+pub(super) struct Integrity {
+    /// I1 is done.
+    prepared: AtomicBool,
+    /// I2 has happened.
+    broken: AtomicBool,
+}
+
+impl Qcow2 {
+    /// Whether a write may go its short way: nothing to prepare, nothing broken.
+    pub(super) fn may_write_now(&self) -> bool {
+        // Acquire: partner of the Release in `prepare_for_writing`; the header was written before.
+        self.integrity.prepared.load(Ordering::Acquire) && !self.is_broken()
+    }
+
+    /// Whether the image was found to be corrupt.
+    pub(super) fn is_broken(&self) -> bool {
+        // Relaxed: whoever misses it by a moment came before it.
+        self.integrity.broken.load(Ordering::Relaxed)
+    }
+
+    /// Makes sure that the image may be written to (I1, I2). First of every change.
+    pub(super) async fn prepare_for_writing(&self, file: &Child) -> Result<()> {
+        if self.read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, "the image is open read-only"));
+        }
+        if self.is_broken() {
+            let text = "the image was found to be corrupt: it must be repaired before writing";
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
+        // Acquire: as in `may_write_now`.
+        if self.integrity.prepared.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut header = self.header.lock().await;
+        if header.autoclear_features != 0 {
+            header.autoclear_features = 0;
+            write_features(file, &header).await?;
+            file.flush().await?;
+        }
+        // Release: partner of the Acquires.
+        self.integrity.prepared.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// The error of a request that met a damaged entry; marks the image if that is called for.
+    pub(super) async fn fail_at(&self, layers: &Layers, guest: u64, fault: Fault) -> Error {
+        let error = fault.at(guest);
+        if fault.is_corruption() {
+            self.mark_corrupt(&layers.file, &error).await;
+        }
+        error
+    }
+
+    /// Passes a result on; marks the image when it says that metadata is corrupt.
+    pub(super) async fn judge<T>(&self, file: &Child, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result
+            && error.kind() == ErrorKind::Corrupt
+        {
+            self.mark_corrupt(file, error).await;
+        }
+        result
+    }
+
+    /// I2. Best effort: the request fails in any case.
+    async fn mark_corrupt(&self, file: &Child, error: &Error) {
+        // Relaxed: the first one marks, the order does not matter.
+        if self.read_only || self.integrity.broken.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::error!(%error, "the qcow2 image is corrupt: no more writes");
+        if self.version < Version::V3 {
+            return;
+        }
+        let mut header = self.header.lock().await;
+        header.incompatible_features |= feature::CORRUPT;
+        let written = match write_features(file, &header).await {
+            Ok(()) => file.flush().await,
+            failed => failed,
+        };
+        if let Err(error) = written {
+            tracing::error!(%error, "the qcow2 image could not be marked corrupt");
+        }
+    }
+}
+
+/// Writes the feature bits, and nothing else of the header.
+async fn write_features(file: &Child, header: &super::header::Header) -> Result<()> {
+    let words =
+        [header.incompatible_features, header.compatible_features, header.autoclear_features];
+    let bytes = words.map(u64::to_be_bytes);
+    let vector = IoBuffer::from_slice(bytes.as_flattened());
+    file.write(FEATURES_OFFSET, vector, RequestFlags::default()).await
+}
+
+impl From<FormatError> for Error {
+    fn from(error: FormatError) -> Error {
+        let kind = match error.kind {
+            FormatErrorKind::OtherFormat | FormatErrorKind::InvalidOption => {
+                ErrorKind::InvalidArgument
+            }
+            FormatErrorKind::Malformed | FormatErrorKind::MarkedCorrupt => ErrorKind::Corrupt,
+            FormatErrorKind::Unsupported => ErrorKind::NotSupported,
+            FormatErrorKind::NoSpace => ErrorKind::NoSpace,
+        };
+        Error::new(kind, error.to_string())
+    }
+}

@@ -1,0 +1,420 @@
+//! Opening an image: everything that the driver relies on is checked here, once.
+//!
+//! Tables are read only after the header was checked against the file's length, so nothing is
+//! allocated on the word of an image alone. What endangers only writes refuses a read-write open
+//! and lets a read-only one pass, so that data can be rescued.
+
+use super::Qcow2;
+use super::entry::{L1Entry, Version, decode_refcount_table_entry};
+use super::geometry::{Geometry, TABLE_ENTRY_BYTES};
+use super::header::{CompressionType, Header, PROBE_BYTES, feature};
+use super::integrity::Integrity;
+use super::l1_table::L1Table;
+use super::limbo::Limbo;
+use super::loader::L1_TURNS;
+use super::refcounts::Refcounts;
+use super::slice_cache::SliceCache;
+use super::writeback::Rounds;
+use blockplex_drain::Grace;
+use blockplex_graph::{Child, Error, ErrorKind, Result};
+use blockplex_io::buffer::IoVector;
+use blockplex_io::lock::{CoMutex, RangeLock};
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+/// The slices of an image's L2 tables are kept up to this many bytes, unless an option says
+/// otherwise: enough for 64 GiB of disk with clusters of 64 KiB.
+const DEFAULT_L2_CACHE: u64 = 8 << 20;
+/// The size of a slice in bytes, unless an option says otherwise or clusters are smaller.
+const DEFAULT_SLICE: u64 = 4096;
+/// Refcount blocks kept, unless an option says otherwise.
+const DEFAULT_BLOCKS: u64 = 4;
+/// The smallest slice, in bytes.
+const MIN_SLICE: u64 = 512;
+
+/// Options of an open image, under the names that QEMU has for them. All sizes in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Qcow2Options {
+    /// `cache-size`: bounds both caches together.
+    pub cache_size: Option<u64>,
+    /// `l2-cache-size`: bounds the L2 tables in memory; default: what the disk needs, at most
+    /// 8 MiB.
+    pub l2_cache_size: Option<u64>,
+    /// `l2-cache-entry-size`: the part of an L2 table that is read and kept as one; a power of
+    /// two from 512 to the cluster size, default 4096. Cannot be changed while the image is open.
+    pub l2_cache_entry_size: Option<u64>,
+    /// `refcount-cache-size`: bounds the refcount blocks in memory; default and least: 4
+    /// clusters.
+    pub refcount_cache_size: Option<u64>,
+}
+
+/// The backing file that an image names. Nobody has opened it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackingReference {
+    /// The name as it stands in the image: a path, relative to the image, or something else.
+    pub name: Vec<u8>,
+    /// Its format, if the image says so. Text from the image: escape it before showing it.
+    pub format: Option<String>,
+}
+
+/// What an image says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageInformation {
+    /// Bytes of the virtual disk when it was opened.
+    pub virtual_size: u64,
+    /// Bytes of a cluster.
+    pub cluster_size: u64,
+    /// The format version.
+    pub version: Version,
+    /// How compressed clusters are compressed.
+    pub compression_type: CompressionType,
+    /// Bits of a refcount.
+    pub refcount_bits: u32,
+    /// Refcounts may be written late.
+    pub lazy_refcounts: bool,
+    /// The refcounts may be wrong (dirty bit).
+    pub dirty: bool,
+    /// The image is marked as corrupt.
+    pub corrupt: bool,
+    /// Internal snapshots.
+    pub snapshots: u32,
+    /// The backing file it names.
+    pub backing: Option<BackingReference>,
+}
+
+/// The sizes of the caches.
+pub(super) struct CacheSizes {
+    /// Slices.
+    pub(super) slices: usize,
+    /// Bytes of refcount blocks.
+    pub(super) refcounts: u64,
+}
+
+impl Qcow2 {
+    /// Opens the image in `file`: reads and checks header, L1 table and refcount table. On a loop;
+    /// the file's permissions must allow reading, for a read-write open also writing and resizing.
+    /// Writes nothing.
+    ///
+    /// The node of the driver gets `file`'s node as its first child and, if it is wanted, the
+    /// [`backing`](Qcow2::backing) node as its second.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument`: not a qcow2 image, or options that cannot be. `NotSupported`: encryption,
+    /// extended L2 entries, an external data file, unknown incompatible features. `Corrupt`: a
+    /// field breaks a rule; for a read-write open also what endangers only writes, among it a set
+    /// dirty or corrupt bit.
+    pub async fn open(file: &Child, options: Qcow2Options, read_only: bool) -> Result<Qcow2> {
+        let file_length = file.length();
+        let header = read_header(file, file_length).await?;
+        if !read_only {
+            refuse_writing(&header)?;
+        }
+        for warning in &header.warnings {
+            tracing::warn!(node = file.view().name(), %warning, "opening a qcow2 image");
+        }
+        let geometry = header.geometry();
+        let slice_bits = slice_bits(&options, &geometry)?;
+        let sizes = cache_sizes(&options, &geometry, header.size, slice_bits)?;
+        let l1_bytes = u64::from(header.l1_size) * TABLE_ENTRY_BYTES;
+        let l1 = read_table(file, header.l1_table_offset, l1_bytes).await?;
+        let table = read_refcount_table(file, &header, file_length).await;
+        let table = if read_only { table.unwrap_or_default() } else { table? };
+        let place = header.refcount_table_offset;
+        let refcounts = Refcounts::new(geometry, table, place, file_length, sizes.refcounts);
+        let bad_blocks = add_metadata(&refcounts, &header, file_length);
+        let bad_tables = find_bad_tables(&refcounts, &geometry, &l1, file_length);
+        if !read_only {
+            bad_blocks?;
+            check_counted(&refcounts, &header, file).await?;
+        }
+        Ok(Qcow2 {
+            geometry,
+            version: header.version,
+            read_only,
+            information: information(&header),
+            size: AtomicU64::new(header.size),
+            slice_bits,
+            bad_tables,
+            l1: L1Table::new(header.l1_table_offset, &l1),
+            l1_turns: (0..L1_TURNS).map(|_| CoMutex::new(())).collect(),
+            slices: Arc::new(SliceCache::new(sizes.slices)),
+            refcounts: Arc::new(refcounts),
+            grace: Grace::new(),
+            limbo: Limbo::default(),
+            ranges: RangeLock::new(),
+            rounds: Rounds::new(),
+            header: CoMutex::new(header),
+            integrity: Integrity::default(),
+            decompressors: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// The backing file that the image names.
+    pub fn backing(&self) -> Option<BackingReference> {
+        self.information.backing.clone()
+    }
+
+    /// Bytes of the virtual disk now. Any thread.
+    pub fn virtual_size(&self) -> u64 {
+        self.disk_size()
+    }
+
+    /// What the image said of itself when it was opened.
+    pub fn information(&self) -> &ImageInformation {
+        &self.information
+    }
+
+    /// The caches that `options` ask for; the slices of an open image keep their size.
+    pub(super) fn new_cache_sizes(&self, options: &Qcow2Options) -> Result<CacheSizes> {
+        if slice_bits(options, &self.geometry)? != self.slice_bits {
+            let text = "l2-cache-entry-size cannot be changed while the image is open";
+            return Err(Error::new(ErrorKind::NotSupported, text));
+        }
+        cache_sizes(options, &self.geometry, self.disk_size(), self.slice_bits)
+    }
+}
+
+async fn read_bytes(file: &Child, offset: u64, length: u64) -> Result<Vec<u8>> {
+    let memory = IoVector::zeroed(length as usize);
+    file.read(offset, memory.clone()).await?;
+    Ok(memory.to_vec())
+}
+
+async fn read_header(file: &Child, file_length: u64) -> Result<Header> {
+    let probe = read_bytes(file, 0, file_length.min(PROBE_BYTES as u64)).await?;
+    let cluster_size = 1_u64 << Header::cluster_bits_of(&probe)?;
+    let bytes = read_bytes(file, 0, file_length.min(cluster_size)).await?;
+    let header = Header::parse(&bytes, file_length)?;
+    header.check_supported()?;
+    Ok(header)
+}
+
+fn refuse_writing(header: &Header) -> Result<()> {
+    if let Some(reason) = header.read_only_reasons.first() {
+        let text = format!("the image can only be opened read-only: {reason}");
+        return Err(Error::new(ErrorKind::Corrupt, text));
+    }
+    if header.is_dirty() {
+        let text = "the image was not closed properly (dirty bit): its refcounts must be repaired \
+                    (check -r all) before it is opened for writing";
+        return Err(Error::new(ErrorKind::Corrupt, text));
+    }
+    Ok(())
+}
+
+/// A table that lies in the file, as the header's rules have made sure.
+async fn read_table(file: &Child, offset: u64, bytes: u64) -> Result<Vec<u64>> {
+    let bytes = read_bytes(file, offset, bytes).await?;
+    Ok(bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect())
+}
+
+async fn read_refcount_table(file: &Child, header: &Header, file_length: u64) -> Result<Vec<u64>> {
+    let geometry = header.geometry();
+    let clusters = u64::from(header.refcount_table_clusters);
+    let bytes = clusters << geometry.cluster_bits();
+    let offset = header.refcount_table_offset;
+    if offset.checked_add(bytes).is_none_or(|end| end > file_end(&geometry, file_length)) {
+        let text = format!("the refcount table at {offset:#x} reaches past the end of the file");
+        return Err(Error::new(ErrorKind::Corrupt, text));
+    }
+    read_table(file, offset, bytes).await
+}
+
+/// The end of the last cluster that the file has a part of.
+fn file_end(geometry: &Geometry, file_length: u64) -> u64 {
+    geometry.align_up(file_length).unwrap_or(u64::MAX)
+}
+
+/// Tells the refcounts where metadata is. Fails when a refcount block cannot be where the table
+/// says (T13, T13f, T18).
+fn add_metadata(refcounts: &Refcounts, header: &Header, file_length: u64) -> Result<()> {
+    let geometry = header.geometry();
+    let table_bytes = u64::from(header.refcount_table_clusters) << geometry.cluster_bits();
+    refcounts.add_metadata(0, 1);
+    refcounts.add_metadata(header.refcount_table_offset, table_bytes);
+    let l1_bytes = u64::from(header.l1_size) * TABLE_ENTRY_BYTES;
+    refcounts.add_metadata(header.l1_table_offset, l1_bytes);
+    // The table's entries have variable lengths: what is sure to be there.
+    let snapshot_bytes = u64::from(header.snapshot_count) * 40;
+    refcounts.add_metadata(header.snapshots_offset, snapshot_bytes);
+    if let Some(bitmaps) = header.consistent_bitmaps() {
+        refcounts.add_metadata(bitmaps.directory_offset, bitmaps.directory_size);
+    }
+    let mut fault = Ok(());
+    for (index, raw) in refcounts.table().into_iter().enumerate() {
+        let entry = decode_refcount_table_entry(raw, &geometry);
+        let problem = match entry {
+            Ok(None) => continue,
+            Ok(Some(offset))
+                if offset + geometry.cluster_size() > file_end(&geometry, file_length) =>
+            {
+                "lies outside of the file".to_owned()
+            }
+            Ok(Some(offset)) if !refcounts.add_metadata_cluster(offset) => {
+                "is used by other metadata as well".to_owned()
+            }
+            Ok(Some(_)) => continue,
+            Err(error) => error.to_string(),
+        };
+        if fault.is_ok() {
+            let text = format!("refcount block {index} ({raw:#x}): {problem}");
+            fault = Err(Error::new(ErrorKind::Corrupt, text));
+        }
+    }
+    fault
+}
+
+/// The L1 entries whose table lies outside of the file (T03, T17) or on top of other metadata
+/// (T01), another entry's table included (T19).
+fn find_bad_tables(
+    refcounts: &Refcounts,
+    geometry: &Geometry,
+    l1: &[u64],
+    file_length: u64,
+) -> BTreeSet<u64> {
+    let mut bad = BTreeSet::new();
+    for (index, raw) in (0..).zip(l1) {
+        // Entries that break the rules of the format are refused when they are met.
+        let Ok(L1Entry::Table { host, .. }) = L1Entry::decode(*raw, geometry) else { continue };
+        let outside = host + geometry.cluster_size() > file_length;
+        if outside || !refcounts.add_metadata_cluster(host) {
+            bad.insert(index);
+        }
+    }
+    bad
+}
+
+/// Header, L1 table and refcount table must be counted, or they would be handed out as data
+/// (T12c, H17-0); so must the refcount blocks, as far as that is known without reading more.
+async fn check_counted(refcounts: &Refcounts, header: &Header, file: &Child) -> Result<()> {
+    let geometry = header.geometry();
+    let l1_bytes = u64::from(header.l1_size) * TABLE_ENTRY_BYTES;
+    let table_bytes = u64::from(header.refcount_table_clusters) << geometry.cluster_bits();
+    let places = [
+        ("header", 0, 1),
+        ("L1 table", header.l1_table_offset, l1_bytes),
+        ("refcount table", header.refcount_table_offset, table_bytes),
+    ];
+    let uncounted = |what: &str, offset: u64| {
+        let text = format!("the {what} at {offset:#x} has refcount 0: repair the image first");
+        Err(Error::new(ErrorKind::Corrupt, text))
+    };
+    for (what, start, bytes) in places {
+        for cluster in 0..geometry.clusters_for(bytes) {
+            let offset = start + (cluster << geometry.cluster_bits());
+            if refcounts.refcount(file, offset).await? == 0 {
+                return uncounted(what, offset);
+            }
+        }
+    }
+    for offset in refcounts.table().into_iter().filter(|offset| *offset != 0) {
+        if refcounts.known_refcount(offset) == Some(0) {
+            return uncounted("refcount block", offset);
+        }
+    }
+    Ok(())
+}
+
+fn information(header: &Header) -> ImageInformation {
+    let geometry = header.geometry();
+    let format = header.extensions.backing_format.as_ref();
+    let backing = header.backing_name.as_ref().map(|name| BackingReference {
+        name: name.clone(),
+        format: format.map(|format| String::from_utf8_lossy(format).into_owned()),
+    });
+    ImageInformation {
+        virtual_size: header.size,
+        cluster_size: geometry.cluster_size(),
+        version: header.version,
+        compression_type: header.compression_type,
+        refcount_bits: geometry.refcount_bits(),
+        lazy_refcounts: header.compatible_features & feature::LAZY_REFCOUNTS != 0,
+        dirty: header.is_dirty(),
+        corrupt: header.is_marked_corrupt(),
+        snapshots: header.snapshot_count,
+        backing,
+    }
+}
+
+/// The base-2 logarithm of the entries of a slice.
+fn slice_bits(options: &Qcow2Options, geometry: &Geometry) -> Result<u32> {
+    let default = DEFAULT_SLICE.min(geometry.cluster_size());
+    let bytes = options.l2_cache_entry_size.unwrap_or(default);
+    if !bytes.is_power_of_two() || !(MIN_SLICE..=geometry.cluster_size()).contains(&bytes) {
+        let text = format!(
+            "l2-cache-entry-size {bytes} is not a power of two from {MIN_SLICE} to the cluster size {}",
+            geometry.cluster_size()
+        );
+        return Err(Error::new(ErrorKind::InvalidArgument, text));
+    }
+    Ok(bytes.trailing_zeros() - 3)
+}
+
+fn cache_sizes(
+    options: &Qcow2Options,
+    geometry: &Geometry,
+    size: u64,
+    slice_bits: u32,
+) -> Result<CacheSizes> {
+    let Qcow2Options { cache_size, l2_cache_size, refcount_cache_size, .. } = *options;
+    let refuse = |text| Err(Error::new(ErrorKind::InvalidArgument, text));
+    if let Some(total) = cache_size {
+        if l2_cache_size.is_some() && refcount_cache_size.is_some() {
+            return refuse("cache-size goes with l2-cache-size or refcount-cache-size, not both");
+        }
+        if l2_cache_size.or(refcount_cache_size).is_some_and(|part| part > total) {
+            return refuse("a part of the caches exceeds cache-size");
+        }
+    }
+    let slice_bytes = 8_u64 << slice_bits;
+    let needed = geometry.clusters_for(size).saturating_mul(8).next_multiple_of(slice_bytes);
+    let least = DEFAULT_BLOCKS << geometry.cluster_bits();
+    let refcounts = match (refcount_cache_size, cache_size, l2_cache_size) {
+        (Some(bytes), _, _) => bytes,
+        (None, Some(total), Some(l2)) => total - l2,
+        (None, Some(total), None) => total.saturating_sub(needed).max(total / 4).min(least),
+        (None, None, _) => least,
+    };
+    let l2 = match (l2_cache_size, cache_size) {
+        (Some(bytes), _) => bytes,
+        (None, Some(total)) => total.saturating_sub(refcounts),
+        (None, None) => needed.min(DEFAULT_L2_CACHE),
+    };
+    // More than the disk has are never filled.
+    let slices = (l2.min(needed) / slice_bytes).max(2) as usize;
+    Ok(CacheSizes { slices, refcounts })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(options: Qcow2Options, disk: u64) -> Result<(u64, u64)> {
+        let geometry = Geometry::new(16, 4, false).unwrap();
+        let bits = slice_bits(&options, &geometry)?;
+        let sizes = cache_sizes(&options, &geometry, disk, bits)?;
+        Ok(((sizes.slices as u64) << (bits + 3), sizes.refcounts))
+    }
+
+    #[test]
+    fn caches_are_no_larger_than_the_disk_needs_nor_than_asked() {
+        let none = Qcow2Options::default();
+        assert_eq!(sizes(none.clone(), 1 << 40).unwrap(), (8 << 20, 4 << 16));
+        assert_eq!(sizes(none.clone(), 1 << 30).unwrap(), (128 << 10, 4 << 16));
+        let total = Qcow2Options { cache_size: Some(1 << 20), ..none.clone() };
+        assert_eq!(sizes(total.clone(), 1 << 40).unwrap(), (768 << 10, 256 << 10));
+        let part = Qcow2Options { l2_cache_size: Some(512 << 10), ..total.clone() };
+        assert_eq!(sizes(part.clone(), 1 << 40).unwrap(), (512 << 10, 512 << 10));
+        let both = Qcow2Options { refcount_cache_size: Some(1), ..part };
+        assert!(sizes(both, 1 << 40).is_err());
+        let huge = Qcow2Options { l2_cache_size: Some(u64::MAX), ..none.clone() };
+        assert_eq!(sizes(huge, 1 << 30).unwrap().0, 128 << 10);
+        for bad in [0, 256, 513, 1 << 17] {
+            let entry = Qcow2Options { l2_cache_entry_size: Some(bad), ..none.clone() };
+            assert!(sizes(entry, 1 << 30).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The refcounts of an image, as the rest of the driver uses them: allocate, release, write back.
+//!
+//! `allocation` knows which clusters are free; here are the reads that it asks for, and what
+//! write-back needs. The refcounts in memory may be written at any moment: increments come before
+//! anything refers to a cluster, decrements are made only when what referred to it is gone from
+//! the disk (see `limbo`).
+
+mod allocation;
+mod block;
+mod cluster_set;
+
+pub(super) use allocation::{AllocationError, HostRun};
+
+use super::geometry::{Geometry, TABLE_ENTRY_BYTES};
+use allocation::{Allocation, Attempt};
+use block::Block;
+use blockplex_graph::{Child, Error, ErrorKind, Result};
+use blockplex_io::buffer::IoVector;
+use blockplex_io::lock::CoMutex;
+use parking_lot::Mutex;
+
+/// Entries of the table that are written together: a sector of 512 bytes.
+const SECTOR_ENTRIES: u64 = 64;
+
+/// See the page.
+pub(super) struct Refcounts {
+    allocation: Mutex<Allocation>,
+    /// One block is read at a time.
+    loading: CoMutex<()>,
+}
+
+/// What of the refcounts has to be written, in this order with a flush before each but the first:
+/// blocks, table, (for a table in a new place) the header.
+pub(super) struct RefcountWork {
+    /// Offset in the file, and bytes.
+    pub(super) blocks: Vec<(u64, Vec<u8>)>,
+    taken_blocks: Vec<(u64, usize, usize)>,
+    pub(super) table: Vec<(u64, Vec<u8>)>,
+    taken_entries: Vec<u64>,
+    /// Offset and clusters of a table in a new place; it is all in `table`.
+    pub(super) moved: Option<(u64, u64)>,
+}
+
+impl RefcountWork {
+    pub(super) fn is_empty(&self) -> bool {
+        self.blocks.is_empty() && self.table.is_empty()
+    }
+}
+
+impl Refcounts {
+    /// The refcounts with this table at `offset` (bytes), of a file of this length. `cache_bytes`
+    /// bounds the blocks in memory; there are four at least.
+    pub(super) fn new(
+        geometry: Geometry,
+        table: Vec<u64>,
+        offset: u64,
+        file_length: u64,
+        cache_bytes: u64,
+    ) -> Refcounts {
+        let bytes = table.len() as u64 * TABLE_ENTRY_BYTES;
+        let place = (offset, geometry.clusters_for(bytes));
+        let allocation = Allocation::new(geometry, table, place, file_length);
+        let refcounts = Refcounts { allocation: Mutex::new(allocation), loading: CoMutex::new(()) };
+        refcounts.set_cache_bytes(cache_bytes);
+        refcounts
+    }
+
+    /// Bounds the blocks in memory.
+    pub(super) fn set_cache_bytes(&self, bytes: u64) {
+        let mut allocation = self.allocation.lock();
+        let blocks = bytes >> allocation.geometry.cluster_bits();
+        allocation.max_blocks = blocks.max(4) as usize;
+    }
+
+    /// Remembers that `length` bytes at `offset` hold metadata.
+    pub(super) fn add_metadata(&self, offset: u64, length: u64) {
+        let mut allocation = self.allocation.lock();
+        let first = offset >> allocation.geometry.cluster_bits();
+        let count = allocation.geometry.clusters_for(length);
+        allocation.metadata.extend(first..first + count);
+    }
+
+    /// As [`Refcounts::add_metadata`] for one cluster; false if it was known already.
+    pub(super) fn add_metadata_cluster(&self, offset: u64) -> bool {
+        let mut allocation = self.allocation.lock();
+        let cluster = offset >> allocation.geometry.cluster_bits();
+        allocation.metadata.insert(cluster)
+    }
+
+    /// Calls `look` with a test of whether a host offset lies in metadata.
+    pub(super) fn with_metadata<R>(&self, look: impl FnOnce(&dyn Fn(u64) -> bool) -> R) -> R {
+        let allocation = self.allocation.lock();
+        let bits = allocation.geometry.cluster_bits();
+        look(&|offset| allocation.metadata.contains(&(offset >> bits)))
+    }
+
+    /// Makes free clusters in a row used: at least one, at most `want`.
+    pub(super) async fn allocate(&self, file: &Child, want: u64) -> Result<HostRun> {
+        self.retry(file, |allocation| allocation.allocate(want)).await
+    }
+
+    /// Makes `count` clusters in a row used.
+    pub(super) async fn allocate_tail(&self, file: &Child, count: u64) -> Result<HostRun> {
+        self.retry(file, |allocation| allocation.allocate_tail(count)).await
+    }
+
+    /// One reference less to `clusters` clusters from `offset` on.
+    pub(super) async fn release(&self, file: &Child, offset: u64, clusters: u64) -> Result<()> {
+        let bits = self.allocation.lock().geometry.cluster_bits();
+        for cluster in offset >> bits..(offset >> bits) + clusters {
+            self.retry(file, |allocation| allocation.release(cluster)).await?;
+        }
+        Ok(())
+    }
+
+    /// The refcount of the cluster at `offset`.
+    pub(super) async fn refcount(&self, file: &Child, offset: u64) -> Result<u64> {
+        self.retry(file, |allocation| {
+            let cluster = offset >> allocation.geometry.cluster_bits();
+            allocation.refcount(cluster)
+        })
+        .await
+    }
+
+    /// The refcount of the cluster at `offset`, if the block that counts it is in memory.
+    pub(super) fn known_refcount(&self, offset: u64) -> Option<u64> {
+        let mut allocation = self.allocation.lock();
+        let cluster = offset >> allocation.geometry.cluster_bits();
+        match allocation.refcount(cluster) {
+            Attempt::Done(count) => Some(count),
+            _ => None,
+        }
+    }
+
+    /// The refcount table as it is now.
+    pub(super) fn table(&self) -> Vec<u64> {
+        self.allocation.lock().table.clone()
+    }
+
+    async fn retry<T>(
+        &self,
+        file: &Child,
+        mut attempt: impl FnMut(&mut Allocation) -> Attempt<T>,
+    ) -> Result<T> {
+        loop {
+            let outcome = attempt(&mut self.allocation.lock());
+            match outcome {
+                Attempt::Done(value) => return Ok(value),
+                Attempt::Load(index) => self.load(file, index).await?,
+                Attempt::Failed(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn load(&self, file: &Child, index: u64) -> Result<()> {
+        let _turn = self.loading.lock().await;
+        let (offset, size, order) = {
+            let allocation = self.allocation.lock();
+            if allocation.blocks.contains_key(&index) {
+                return Ok(());
+            }
+            let offset = allocation.table.get(index as usize).copied().unwrap_or(0);
+            let geometry = allocation.geometry;
+            (offset, geometry.cluster_size() as usize, geometry.refcount_order())
+        };
+        let memory = IoVector::zeroed(size);
+        file.read(offset, memory.clone()).await?;
+        let block = Block::new(memory.to_vec().into_boxed_slice(), order);
+        self.allocation.lock().insert_block(index, block);
+        Ok(())
+    }
+
+    /// Snapshots of what has changed. Whoever takes them calls [`Refcounts::settle`].
+    pub(super) fn take_dirty(&self) -> RefcountWork {
+        let mut allocation = self.allocation.lock();
+        let Allocation { table, place, next_place, dirty_entries, blocks, .. } = &mut *allocation;
+        let mut work = RefcountWork {
+            blocks: Vec::new(),
+            taken_blocks: Vec::new(),
+            table: Vec::new(),
+            taken_entries: std::mem::take(dirty_entries).into_iter().collect(),
+            moved: *next_place,
+        };
+        for (index, block) in blocks {
+            let offset = table.get(*index as usize).copied().unwrap_or(0);
+            if let Some((start, bytes)) = block.take_dirty() {
+                work.taken_blocks.push((*index, start, bytes.len()));
+                work.blocks.push((offset + start as u64, bytes));
+            }
+        }
+        work.blocks.sort_unstable_by_key(|(offset, _)| *offset);
+        if let Some((offset, _)) = next_place {
+            work.table
+                .push((*offset, table.iter().flat_map(|entry| entry.to_be_bytes()).collect()));
+            return work;
+        }
+        let mut sectors: Vec<u64> = work.taken_entries.iter().map(|e| e / SECTOR_ENTRIES).collect();
+        sectors.dedup();
+        for sector in sectors {
+            let start = sector * SECTOR_ENTRIES;
+            let entries = table.iter().skip(start as usize).take(SECTOR_ENTRIES as usize);
+            let bytes = entries.flat_map(|entry| entry.to_be_bytes()).collect();
+            work.table.push((place.0 + start * TABLE_ENTRY_BYTES, bytes));
+        }
+        work
+    }
+
+    /// Ends write-back of what was taken. On success gives the clusters (offset, count) of tables
+    /// that are not used any more.
+    pub(super) fn settle(&self, work: &RefcountWork, written: bool) -> Vec<(u64, u64)> {
+        let mut allocation = self.allocation.lock();
+        for (index, start, length) in &work.taken_blocks {
+            if let Some(block) = allocation.blocks.get_mut(index) {
+                block.writing = false;
+                if !written {
+                    block.put_back(*start, *length);
+                }
+            }
+        }
+        if !written {
+            allocation.dirty_entries.extend(&work.taken_entries);
+            return Vec::new();
+        }
+        let bits = allocation.geometry.cluster_bits();
+        let abandoned = std::mem::take(&mut allocation.abandoned);
+        let mut unused: Vec<_> =
+            abandoned.into_iter().map(|(first, count)| (first << bits, count)).collect();
+        if let Some(place) = work.moved {
+            // A table that has grown again meanwhile counts the place it just got as abandoned.
+            unused.retain(|old| *old != place);
+            unused.push(std::mem::replace(&mut allocation.place, place));
+            if allocation.next_place == Some(place) {
+                allocation.next_place = None;
+            }
+        }
+        unused
+    }
+}
+
+impl From<AllocationError> for Error {
+    fn from(error: AllocationError) -> Error {
+        match error {
+            AllocationError::Full => {
+                let text = "the refcount table has its largest size: no more clusters";
+                Error::new(ErrorKind::NoSpace, text)
+            }
+            AllocationError::Overlap(offset) => {
+                let text =
+                    format!("the cluster at {offset:#x} holds metadata, but its refcount is 0");
+                Error::new(ErrorKind::Corrupt, text)
+            }
+            AllocationError::Uncounted(offset) => {
+                let text = format!("the cluster at {offset:#x} is in use, but its refcount is 0");
+                Error::new(ErrorKind::Corrupt, text)
+            }
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Growing the disk. Shrinking is not supported.
+//!
+//! A larger L1 table is written whole to a new place and made durable; then one write of one
+//! header sector changes size, place and length together (Q14). Lookups go on meanwhile: the table
+//! in memory does not move.
+
+use super::Qcow2;
+use super::layers::Layers;
+use super::limbo::Freed;
+use blockplex_graph::{Error, ErrorKind, RequestFlags, Result};
+use blockplex_io::buffer::IoBuffer;
+use std::sync::atomic::Ordering;
+
+/// The header fields from the size to the L1 offset: size, encryption, L1 entries, L1 offset.
+const SIZE_OFFSET: u64 = 24;
+
+impl Qcow2 {
+    /// Bytes of the virtual disk.
+    pub(super) fn disk_size(&self) -> u64 {
+        // Acquire: partner of the Release in `resize`; a larger size comes with its table.
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Sets the length of the disk, in bytes; new space reads as zeros.
+    pub(super) async fn resize(&self, layers: &Layers, size: u64) -> Result<()> {
+        self.prepare_for_writing(&layers.file).await?;
+        let old = self.disk_size();
+        if size < old {
+            let text = format!("shrinking a qcow2 image (from {old} to {size} bytes)");
+            return Err(Error::new(ErrorKind::NotSupported, text));
+        }
+        if size > self.geometry.max_guest_size() {
+            let most = self.geometry.max_guest_size();
+            let text = format!("size {size} exceeds {most}, the most with this cluster size");
+            return Err(Error::new(ErrorKind::InvalidArgument, text));
+        }
+        self.between_rounds(async || self.write_size(layers, size).await).await?;
+        // Release: partner of the Acquire in `disk_size`.
+        self.size.store(size, Ordering::Release);
+        // The tail of the last cluster, and what a longer backing node would show.
+        let cluster_end = self.geometry.align_up(old).unwrap_or(u64::MAX);
+        let shown = layers.backing_length().max(cluster_end).min(size);
+        if shown > old {
+            match self.write_zeroes(layers, old, shown - old, true).await {
+                Err(error) if error.kind() == ErrorKind::NotSupported => {
+                    self.write_zeros_out(layers, old, shown).await?;
+                }
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_zeros_out(&self, layers: &Layers, start: u64, end: u64) -> Result<()> {
+        let zeros = blockplex_io::buffer::IoVector::zeroed((end - start).min(1 << 20) as usize);
+        let mut at = start;
+        while at < end {
+            let count = (end - at).min(1 << 20);
+            self.write(layers, at, &zeros.slice(0, count as usize)).await?;
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// Writes the new size, with a larger L1 table if it takes one. With the turn of a round.
+    async fn write_size(&self, layers: &Layers, size: u64) -> Result<()> {
+        let (old_offset, old_entries) = self.l1.place();
+        let entries = self.geometry.l1_entries_for(size).max(old_entries);
+        let mut offset = old_offset;
+        let mut table = Vec::new();
+        if entries > old_entries {
+            table = self.l1.bytes(entries);
+            offset = self.write_l1(layers, &table).await?;
+        }
+        let mut header = self.header.lock().await;
+        let mut bytes = size.to_be_bytes().to_vec();
+        bytes.extend(header.crypt_method.to_be_bytes());
+        // At most 2^22 entries: the size was checked.
+        bytes.extend((entries as u32).to_be_bytes());
+        bytes.extend(offset.to_be_bytes());
+        let vector = IoBuffer::from_slice(&bytes);
+        layers.file.write(SIZE_OFFSET, vector, RequestFlags::default()).await?;
+        layers.file.flush().await?;
+        (header.size, header.l1_size, header.l1_table_offset) = (size, entries as u32, offset);
+        drop(header);
+        if offset != old_offset {
+            self.l1.moved(offset, entries, &table);
+            let clusters = self.geometry.clusters_for(old_entries * 8);
+            if clusters > 0 {
+                self.free(Freed { offset: old_offset, clusters, discard: false });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes an L1 table to a new place and makes it, its refcounts, and all that it names
+    /// durable.
+    async fn write_l1(&self, layers: &Layers, table: &[u8]) -> Result<u64> {
+        let bytes = table.len() as u64;
+        let clusters = self.geometry.clusters_for(bytes);
+        let allocated = self.refcounts.allocate_tail(&layers.file, clusters).await;
+        let run = self.judge(&layers.file, allocated).await?;
+        self.refcounts.add_metadata(run.offset, bytes);
+        self.round(&layers.file).await?;
+        let mut whole = IoBuffer::zeroed((clusters << self.geometry.cluster_bits()) as usize);
+        whole[..table.len()].copy_from_slice(table);
+        layers.file.write(run.offset, whole, RequestFlags::default()).await?;
+        layers.file.flush().await?;
+        Ok(run.offset)
+    }
+}

@@ -1,0 +1,131 @@
+//! A slice: a part of one L2 table in memory, readable without a lock.
+//!
+//! The entries are the raw 64-bit words of the table, in the machine's byte order, one atomic
+//! each. Readers load single words at any time. Writers change several words as one step, under
+//! `update`, and only through [`SliceCache::change`](super::slice_cache::SliceCache::change),
+//! which also remembers that the slice has to be written back.
+//!
+//! S1. Words of a slice change only under its `update` mutex.
+//! S2. A slice that has ever to be written back again is reachable through the list of dirty
+//!     slices, whose reference keeps it from being evicted.
+
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The number of a slice: the guest offset of what it maps, divided by the bytes that a slice
+/// maps.
+pub(super) type SliceNumber = u64;
+
+/// See the page.
+pub(super) struct Slice {
+    number: SliceNumber,
+    entries: Box<[AtomicU64]>,
+    /// One bit for each entry whose host cluster lies on metadata; empty when there is none.
+    suspects: Box<[u64]>,
+    update: Mutex<()>,
+    /// Changed since the last snapshot. Under `update`.
+    dirty: AtomicBool,
+    /// Looked at since eviction last came by.
+    used: AtomicBool,
+}
+
+impl Slice {
+    /// A slice of the big-endian words in `bytes`. `is_suspect` says whether a word points where
+    /// no data can be.
+    pub(super) fn new(
+        number: SliceNumber,
+        bytes: &[u8],
+        mut is_suspect: impl FnMut(u64) -> bool,
+    ) -> Slice {
+        let mut suspects = Vec::new();
+        let mut entries = Vec::with_capacity(bytes.len() / 8);
+        for (index, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            let raw = u64::from_be_bytes(*word);
+            if raw != 0 && is_suspect(raw) {
+                suspects.resize((bytes.len() / 8).div_ceil(64), 0);
+                if let Some(bits) = suspects.get_mut(index / 64) {
+                    *bits |= 1 << (index % 64);
+                }
+            }
+            entries.push(AtomicU64::new(raw));
+        }
+        Slice {
+            number,
+            entries: entries.into_boxed_slice(),
+            suspects: suspects.into_boxed_slice(),
+            update: Mutex::new(()),
+            dirty: AtomicBool::new(false),
+            used: AtomicBool::new(true),
+        }
+    }
+
+    pub(super) fn number(&self) -> SliceNumber {
+        self.number
+    }
+
+    /// The raw entry at `index`; 0 past the end, where there is none.
+    pub(super) fn entry(&self, index: usize) -> u64 {
+        // Acquire: partner of the Release in `SliceEditor::set`; whoever sees an entry sees the
+        // data that was written before it.
+        self.entries.get(index).map_or(0, |entry| entry.load(Ordering::Acquire))
+    }
+
+    /// Whether the entry at `index` was found to point onto metadata when the slice was read.
+    pub(super) fn is_suspect(&self, index: usize) -> bool {
+        self.suspects.get(index / 64).is_some_and(|bits| bits >> (index % 64) & 1 != 0)
+    }
+
+    /// Remembers that it is in use.
+    pub(super) fn touch(&self) {
+        // Relaxed, both: a hint to eviction. Read first, so that a hot slice's line stays shared.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it was used since the last call.
+    pub(super) fn take_used(&self) -> bool {
+        // Relaxed: a hint.
+        self.used.swap(false, Ordering::Relaxed)
+    }
+
+    /// Takes the right to change entries (S1).
+    pub(super) fn edit(&self) -> SliceEditor<'_> {
+        SliceEditor { slice: self, _update: self.update.lock() }
+    }
+}
+
+/// The right to change a slice.
+pub(super) struct SliceEditor<'a> {
+    slice: &'a Slice,
+    _update: MutexGuard<'a, ()>,
+}
+
+impl SliceEditor<'_> {
+    /// The raw entry at `index`.
+    pub(super) fn get(&self, index: usize) -> u64 {
+        self.slice.entry(index)
+    }
+
+    /// Replaces the entry at `index`.
+    pub(super) fn set(&mut self, index: usize, raw: u64) {
+        if let Some(entry) = self.slice.entries.get(index) {
+            // Release: partner of the Acquire in `Slice::entry`.
+            entry.store(raw, Ordering::Release);
+        }
+    }
+
+    /// Marks the slice as changed; says whether it was not before.
+    pub(super) fn mark_dirty(&mut self) -> bool {
+        // Relaxed: under `update`.
+        !self.slice.dirty.swap(true, Ordering::Relaxed)
+    }
+
+    /// The entries as bytes of the table; from here on the slice counts as unchanged.
+    pub(super) fn snapshot(&mut self) -> Vec<u8> {
+        // Relaxed: under `update`, like the words.
+        self.slice.dirty.store(false, Ordering::Relaxed);
+        let words = self.slice.entries.iter().map(|entry| entry.load(Ordering::Relaxed));
+        words.flat_map(u64::to_be_bytes).collect()
+    }
+}

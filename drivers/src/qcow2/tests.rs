@@ -1,0 +1,6 @@
+//! The driver as a whole, against the peer.
+
+mod basics;
+mod crash;
+mod creation;
+mod faults;

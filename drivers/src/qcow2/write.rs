@@ -1,0 +1,218 @@
+//! Writes: in place where that is allowed, else into new clusters.
+//!
+//! An allocating write goes: range lock, look-up, allocate, old contents of the ragged ends, one
+//! write, commit. Until the commit nobody knows of the new clusters; a failure before it gives them
+//! back (D2). A request that is torn down before it (with its loop) gives nothing back, since its
+//! I/O may still be running: its clusters are lost to the image, never used twice (C06, C07).
+//!
+//! New clusters past the old end of the file read as zeros; so a write that leaves the rest of its
+//! cluster zero writes nothing but its data there.
+
+use super::Qcow2;
+use super::entry::{Cluster, L2Entry};
+use super::layers::Layers;
+use super::limbo::Freed;
+use super::lookup::Place;
+use super::refcounts::HostRun;
+use super::slice::{Slice, SliceEditor};
+use blockplex_graph::{Error, ErrorKind, RequestFlags, Result};
+use blockplex_io::buffer::IoVector;
+use blockplex_io::lock::RangeMode;
+use std::sync::Arc;
+
+/// The most guest bytes that one step changes.
+pub(super) const MAX_STEP: u64 = 2 << 20;
+
+/// What a step of a write does.
+enum Step {
+    /// The clusters are there and nobody else's.
+    InPlace { host: u64 },
+    /// Zero clusters that kept theirs.
+    Reuse { host: u64 },
+    /// Clusters are needed.
+    Allocate,
+}
+
+impl Qcow2 {
+    /// Writes `vector` at `offset`.
+    pub(super) async fn write(
+        &self,
+        layers: &Layers,
+        offset: u64,
+        vector: &IoVector,
+    ) -> Result<()> {
+        self.prepare_for_writing(&layers.file).await?;
+        let length = vector.len() as u64;
+        let mut done = 0;
+        while done < length {
+            let at = offset + done;
+            let part = (length - done).min(MAX_STEP).min(self.position(at).rest);
+            let start = self.geometry.align_down(at);
+            let end = self.geometry.align_up(at + part).unwrap_or(u64::MAX);
+            let guard = self.ranges.lock(start..end, RangeMode::Exclusive).await;
+            let hold = self.hold(layers);
+            let part = vector.slice(done as usize, part as usize);
+            let written = self.write_step(layers, at, part).await;
+            hold.release();
+            drop(guard);
+            done += written?;
+        }
+        self.relieve(layers).await
+    }
+
+    /// Writes the beginning of `vector` at `at`; says how much. The range is locked and lies in
+    /// one slice.
+    async fn write_step(&self, layers: &Layers, at: u64, vector: IoVector) -> Result<u64> {
+        let position = self.position(at);
+        let slice = self.own_slice(layers, position.number).await?;
+        let cluster_size = self.geometry.cluster_size();
+        let wanted = (position.in_cluster + vector.len() as u64).div_ceil(cluster_size);
+        let (step, clusters) = match self.step(&slice, position.index, wanted) {
+            Ok(step) => step,
+            Err(Place::Bad(fault)) => return Err(self.fail_at(layers, at, fault).await),
+            Err(_) => return Err(Error::new(ErrorKind::Io, "an entry cannot be written to")),
+        };
+        let fits = |clusters: u64| {
+            (clusters * cluster_size - position.in_cluster).min(vector.len() as u64)
+        };
+        let (run, allocated) = match step {
+            Step::InPlace { host } => {
+                let part = vector.slice(0, fits(clusters) as usize);
+                let length = part.len() as u64;
+                let host = host + position.in_cluster;
+                layers.file.write(host, part, RequestFlags::default()).await?;
+                return Ok(length);
+            }
+            Step::Reuse { host } => (HostRun { offset: host, clusters, zeroed: false }, false),
+            Step::Allocate => {
+                let allocated = self.refcounts.allocate(&layers.file, clusters).await;
+                (self.judge(&layers.file, allocated).await?, true)
+            }
+        };
+        let data = vector.slice(0, fits(run.clusters) as usize);
+        let length = data.len() as u64;
+        let ended = match self.write_clusters(layers, at, &slice, run, data).await {
+            Ok(()) => self.commit(&slice, position.index, run),
+            failed => failed,
+        };
+        match ended {
+            Ok(()) => Ok(length),
+            Err(error) if allocated => Err(self.abandon(layers, run, error).await),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is to be done with entry `index`, and for how many more that holds, of `wanted`.
+    fn step(&self, slice: &Slice, index: usize, wanted: u64) -> Result<(Step, u64), Place> {
+        let kind = |index: usize| {
+            let raw = slice.entry(index);
+            match self.decode(slice, index, raw) {
+                bad @ Place::Bad(_) => Err(bad),
+                Place::Data { host, copied: true } => Ok(Step::InPlace { host }),
+                Place::Zero => match L2Entry::decode(raw, &self.geometry, self.version) {
+                    Ok(Cluster::Zero { host: Some(host), copied: true }) => {
+                        Ok(Step::Reuse { host })
+                    }
+                    _ => Ok(Step::Allocate),
+                },
+                _ => Ok(Step::Allocate),
+            }
+        };
+        let first = kind(index)?;
+        let mut count = 1;
+        while count < wanted {
+            let distance = count << self.geometry.cluster_bits();
+            let same = match (&first, kind(index + count as usize)) {
+                (Step::InPlace { host }, Ok(Step::InPlace { host: next }))
+                | (Step::Reuse { host }, Ok(Step::Reuse { host: next })) => host + distance == next,
+                (Step::Allocate, Ok(Step::Allocate)) => true,
+                _ => false,
+            };
+            if !same {
+                break;
+            }
+            count += 1;
+        }
+        Ok((first, count))
+    }
+
+    /// Writes new clusters: `data` for guest offset `at`, and around it, up to the ends of its
+    /// first and last cluster, what is there now.
+    async fn write_clusters(
+        &self,
+        layers: &Layers,
+        at: u64,
+        slice: &Slice,
+        run: HostRun,
+        data: IoVector,
+    ) -> Result<()> {
+        let position = self.position(at);
+        let end = at + data.len() as u64;
+        let covered = self.geometry.clusters_for(position.in_cluster + data.len() as u64);
+        debug_assert!(covered <= run.clusters, "data beyond the clusters of a run");
+        let last = position.index + covered as usize - 1;
+        let head = position.in_cluster;
+        let tail = (covered << self.geometry.cluster_bits()) - head - data.len() as u64;
+        let place = |index: usize, within: u64| {
+            self.extent_in(slice, index, within, self.geometry.cluster_size()).place
+        };
+        let before = self.old_contents(layers, at - head, head, place(position.index, 0)).await?;
+        let in_last = self.geometry.in_cluster(end);
+        let after = self.old_contents(layers, end, tail, place(last, in_last)).await?;
+        let filler = |contents: Option<IoVector>, length: u64| match contents {
+            None if !run.zeroed && length > 0 => Some(IoVector::zeroed(length as usize)),
+            contents => contents,
+        };
+        let before = filler(before, head);
+        let start = if before.is_some() { run.offset } else { run.offset + head };
+        let parts: Vec<IoVector> =
+            [before, Some(data), filler(after, tail)].into_iter().flatten().collect();
+        let vector = match <[IoVector; 1]>::try_from(parts) {
+            Ok([data]) => data,
+            Err(parts) => IoVector::concatenate(&parts),
+        };
+        layers.file.write(start, vector, RequestFlags::default()).await
+    }
+
+    /// Makes the entries from `index` on name the clusters of `run`, in one step. On an error
+    /// nothing has changed.
+    fn commit(&self, slice: &Arc<Slice>, index: usize, run: HostRun) -> Result<()> {
+        let entry = Cluster::Normal { host: run.offset, copied: true };
+        let first = L2Entry::encode(entry, &self.geometry, self.version)
+            .map_err(|error| Error::new(ErrorKind::NoSpace, error.to_string()))?;
+        let mut old = Vec::new();
+        self.slices.change(slice, |editor: &mut SliceEditor<'_>| {
+            for step in 0..run.clusters {
+                let at = index + step as usize;
+                old.push(editor.get(at));
+                editor.set(at, first + (step << self.geometry.cluster_bits()));
+            }
+        });
+        for (step, raw) in (0..).zip(old) {
+            let kept = run.offset + (step << self.geometry.cluster_bits());
+            self.free_entry(raw, kept, false);
+        }
+        Ok(())
+    }
+
+    /// Frees what an entry named that was replaced, unless that is `kept`.
+    pub(super) fn free_entry(&self, raw: u64, kept: u64, discard: bool) {
+        let (offset, clusters) = match L2Entry::decode(raw, &self.geometry, self.version) {
+            Ok(Cluster::Normal { host, .. } | Cluster::Zero { host: Some(host), .. }) => (host, 1),
+            Ok(Cluster::Compressed { host, length }) => {
+                let first = self.geometry.align_down(host);
+                (first, self.geometry.clusters_for(host + length - first))
+            }
+            _ => return,
+        };
+        // Clusters that several compressed ones share are never discarded: the others live on.
+        let discard = discard && clusters == 1 && !is_compressed(raw);
+        if offset != kept {
+            self.free(Freed { offset, clusters, discard });
+        }
+    }
+}
+
+fn is_compressed(raw: u64) -> bool {
+    raw >> 62 & 1 != 0
+}

@@ -1,0 +1,256 @@
+//! The order in which metadata reaches the disk.
+//!
+//! A *round* writes back everything that was dirty when it began:
+//!
+//! | step | what | then |
+//! |---|---|---|
+//! | 1 | snapshots: first L1, then slices, then refcounts | |
+//! | 2 | refcount blocks | flush |
+//! | 3 | refcount table (and the header, if the table moved) | flush (each) |
+//! | 4 | L2 slices | flush |
+//! | 5 | L1 table | flush |
+//!
+//! Steps without work cost nothing, so a round with nothing dirty is one flush. What it gives:
+//!
+//! - **W1** Data and refcount increments are durable before an L2 entry that needs them is
+//!   written. An entry enters a snapshot only after it was committed; its data and its increment
+//!   came before, so the flush of step 2 covers the data and the refcounts of step 1, taken last,
+//!   hold the increment.
+//! - **W2** A new L2 table is durable before the L1 entry that names it is written: it is written
+//!   whole before the entry changes in memory, and a flush comes between.
+//! - **W3** A refcount decrement is written only after the change that dropped the reference is
+//!   durable: it is not even made in memory before that (`limbo`).
+//! - **W4** Refcount blocks are durable before the refcount table names them, and a table in a new
+//!   place before the header does.
+//! - **W5** Whoever waits for a round gets one that began after he came: a flush covers every
+//!   write that had completed before it (P2, Q16). Others that came before it began share it.
+//! - **W6** A round that fails leaves everything dirty that it had taken.
+
+use super::Qcow2;
+use super::header::Header;
+use super::join::join_all;
+use super::l1_table::DirtySector;
+use super::layers::Layers;
+use super::limbo::Freed;
+use super::lookup::Fault;
+use super::refcounts::{HostRun, RefcountWork};
+use super::slice_cache::DirtySlice;
+use blockplex_graph::driver::LocalFuture;
+use blockplex_graph::{Child, Error, RequestFlags, Result};
+use blockplex_io::buffer::IoBuffer;
+use blockplex_io::lock::CoMutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Writes that run side by side.
+const PARALLEL: usize = 32;
+/// The header fields of the refcount table: offset and clusters.
+const REFCOUNT_TABLE_OFFSET: u64 = 48;
+
+/// The rounds of an image, numbered from 1.
+pub(super) struct Rounds {
+    turn: CoMutex<()>,
+    begun: AtomicU64,
+    /// The last one that succeeded.
+    succeeded: AtomicU64,
+}
+
+impl Rounds {
+    pub(super) fn new() -> Rounds {
+        let zero = || AtomicU64::new(0);
+        Rounds { turn: CoMutex::new(()), begun: zero(), succeeded: zero() }
+    }
+
+    /// The last round that has begun.
+    pub(super) fn begun(&self) -> u64 {
+        // SeqCst, here and where rounds begin: what was changed before this look is in the round
+        // after the one it gives.
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// The last round that has succeeded.
+    pub(super) fn succeeded(&self) -> u64 {
+        self.succeeded.load(Ordering::SeqCst)
+    }
+}
+
+/// What a round has taken.
+struct Work {
+    sectors: Vec<DirtySector>,
+    slices: Vec<DirtySlice>,
+    refcounts: RefcountWork,
+}
+
+impl Qcow2 {
+    /// Makes everything durable that has completed (W5).
+    pub(super) async fn flush(&self, layers: &Layers) -> Result<()> {
+        if self.read_only {
+            return layers.file.flush().await;
+        }
+        let before = self.rounds.begun();
+        let turn = self.rounds.turn.lock().await;
+        if self.rounds.succeeded() <= before {
+            self.round(&layers.file).await?;
+        }
+        drop(turn);
+        self.recycle(layers).await
+    }
+
+    /// Writes back if so much is dirty, or waits to become free, that it is time.
+    pub(super) async fn relieve(&self, layers: &Layers) -> Result<()> {
+        if !self.slices.wants_write_back() && !self.limbo.is_large() {
+            return Ok(());
+        }
+        self.flush(layers).await
+    }
+
+    /// Runs `work` between two rounds.
+    pub(super) async fn between_rounds<T>(
+        &self,
+        work: impl AsyncFnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let _turn = self.rounds.turn.lock().await;
+        work().await
+    }
+
+    /// One round. Only with the turn.
+    pub(super) async fn round(&self, file: &Child) -> Result<()> {
+        let number = self.rounds.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let sectors = self.l1.take_dirty();
+        let slices = self.slices.take_dirty();
+        let refcounts = self.refcounts.take_dirty();
+        let work = Work { sectors, slices, refcounts };
+        let result = self.write_work(file, &work).await;
+        let unused = self.refcounts.settle(&work.refcounts, result.is_ok());
+        if result.is_err() {
+            self.l1.put_back(&work.sectors);
+            self.slices.put_back(work.slices);
+            return result;
+        }
+        self.rounds.succeeded.store(number, Ordering::SeqCst);
+        for (offset, clusters) in unused {
+            self.free(Freed { offset, clusters, discard: false });
+        }
+        Ok(())
+    }
+
+    /// Steps 2 to 5.
+    async fn write_work(&self, file: &Child, work: &Work) -> Result<()> {
+        let Work { sectors, slices, refcounts } = work;
+        debug_assert!(!self.read_only || refcounts.is_empty() && slices.is_empty());
+        write_all(file, refcounts.blocks.iter().map(|(at, bytes)| (*at, bytes))).await?;
+        file.flush().await?;
+        if !refcounts.table.is_empty() {
+            write_all(file, refcounts.table.iter().map(|(at, bytes)| (*at, bytes))).await?;
+            file.flush().await?;
+        }
+        if let Some((offset, clusters)) = refcounts.moved {
+            let mut header = self.header.lock().await;
+            header.refcount_table_offset = offset;
+            // At most 8 MiB of clusters.
+            header.refcount_table_clusters = clusters as u32;
+            write_refcount_place(file, &header).await?;
+            file.flush().await?;
+        }
+        if !slices.is_empty() {
+            let mut writes = Vec::with_capacity(slices.len());
+            for DirtySlice { slice, bytes } in slices {
+                let offset = self.slice_offset(slice.number());
+                let guest = self.guest_of(slice.number());
+                writes.push((offset.map_err(|fault: Fault| fault.at(guest))?, bytes));
+            }
+            writes.sort_unstable_by_key(|(offset, _)| *offset);
+            write_all(file, writes.into_iter()).await?;
+            file.flush().await?;
+        }
+        if !sectors.is_empty() {
+            write_all(file, sectors.iter().map(|sector| (sector.offset, &sector.bytes))).await?;
+            file.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Makes clusters free that nobody uses any more.
+    async fn recycle(&self, layers: &Layers) -> Result<()> {
+        if self.limbo.is_empty() {
+            return Ok(());
+        }
+        for _ in 0..3 {
+            self.grace.try_advance();
+        }
+        for freed in self.limbo.take_ready(&self.grace, self.rounds.succeeded()) {
+            let Freed { offset, clusters, discard } = freed;
+            if discard {
+                let length = clusters << self.geometry.cluster_bits();
+                // A hint: what cannot be discarded is used again as it is.
+                if let Err(error) = layers.file.discard(offset, length).await {
+                    tracing::debug!(%error, offset, length, "the file did not take a discard");
+                }
+            }
+            let released = self.refcounts.release(&layers.file, offset, clusters).await;
+            self.judge(&layers.file, released).await?;
+        }
+        Ok(())
+    }
+
+    /// Undoes an allocation that nothing refers to and that no I/O goes to; gives `error` back.
+    pub(super) async fn abandon(&self, layers: &Layers, run: HostRun, error: Error) -> Error {
+        let released = self.refcounts.release(&layers.file, run.offset, run.clusters).await;
+        if let Err(error) = released {
+            tracing::warn!(%error, offset = run.offset, "clusters of a failed write are lost");
+        }
+        error
+    }
+
+    /// The last I/O: everything is written back, and everything that was freed is free.
+    pub(super) async fn finish(&self, layers: &Layers) -> Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        if self.is_broken() {
+            // No metadata of a corrupt image is written any more.
+            return layers.file.flush().await;
+        }
+        self.flush(layers).await?;
+        // What was freed is free in memory now; write that, too.
+        self.flush(layers).await
+    }
+}
+
+async fn write_refcount_place(file: &Child, header: &Header) -> Result<()> {
+    let mut bytes = header.refcount_table_offset.to_be_bytes().to_vec();
+    bytes.extend(header.refcount_table_clusters.to_be_bytes());
+    let vector = IoBuffer::from_slice(&bytes);
+    file.write(REFCOUNT_TABLE_OFFSET, vector, RequestFlags::default()).await
+}
+
+/// Writes all, some side by side; neighbours in one.
+pub(super) async fn write_all<'a>(
+    file: &Child,
+    writes: impl Iterator<Item = (u64, &'a Vec<u8>)>,
+) -> Result<()> {
+    let mut merged: Vec<(u64, Vec<u8>)> = Vec::new();
+    for (offset, bytes) in writes {
+        match merged.last_mut() {
+            Some((start, last))
+                if *start + last.len() as u64 == offset && last.len() + bytes.len() <= 1 << 20 =>
+            {
+                last.extend_from_slice(bytes);
+            }
+            _ => merged.push((offset, bytes.clone())),
+        }
+    }
+    let mut rest = merged.into_iter().peekable();
+    while rest.peek().is_some() {
+        let batch: Vec<LocalFuture<'_, Result<()>>> = rest
+            .by_ref()
+            .take(PARALLEL)
+            .map(|(offset, bytes)| {
+                let vector = IoBuffer::from_slice(&bytes);
+                let write = file.write(offset, vector, RequestFlags::default());
+                Box::pin(write) as LocalFuture<'_, Result<()>>
+            })
+            .collect();
+        join_all(batch).await?;
+    }
+    Ok(())
+}
