@@ -118,7 +118,12 @@ impl<'a> Opener<'a> {
         Box::pin(async move {
             let name = tree.take_str("node-name").map_err(invalid)?;
             let (options, inherited) = take_generic(&mut tree, inherited)?;
-            let driver = tree.require_str("driver").map_err(invalid)?;
+            // As in QEMU, what has a file name and no driver is a file.
+            let driver = match tree.take_str("driver").map_err(invalid)? {
+                Some(driver) => driver,
+                None if tree.contains("filename") => "file".to_owned(),
+                None => return Err(invalid(tree.missing("driver"))),
+            };
             let description = Description { driver, tree, options, inherited };
             self.open_node(name, description).await
         })
