@@ -17,11 +17,9 @@ pub(super) async fn write_zeroes(
     node: NodeIndex,
     request: Request,
 ) -> Result<Outcome> {
-    let local = context.view.node(node);
-    let driver = local.view.driver();
+    let driver = context.view.node(node).view.driver();
     let Request { flags, offset, length, .. } = request;
-    let may_unmap = flags.may_unmap && !local.ignores_discard;
-    let wanted = RequestFlags { may_unmap, fua: false, ..flags };
+    let wanted = RequestFlags { fua: false, ..flags };
     match driver.serve(io, Request { flags: wanted, ..request }).await {
         Err(error) if error.kind() == ErrorKind::NotSupported && !flags.no_fallback => {
             write_out(context, node, offset, length).await?;

@@ -108,8 +108,8 @@ async fn run(
                 length
             }
             Step::Done { length } => length,
-            Step::Serve { node, reason, offset, length } => {
-                let part = part_of(&request, offset, position, length);
+            Step::Serve { node, reason, flags, offset, length } => {
+                let part = Request { flags, ..part_of(&request, offset, position, length) };
                 match at_node(context, node, reason, part, holds).await {
                     Ok(answer) => outcome = Ok(answer),
                     Err(error) => {

@@ -4,7 +4,7 @@ use super::hold::Holds;
 use super::view::{NodeIndex, QueueView};
 use crate::driver::{Map, MapRequest, Role};
 use crate::error::Error;
-use crate::request::RequestKind;
+use crate::request::{RequestFlags, RequestKind};
 use blockplex_io::lock::RangeMode;
 use std::os::fd::RawFd;
 
@@ -17,7 +17,7 @@ pub(crate) enum Step {
     /// It has been served.
     Done { length: u64 },
     /// At a node where it takes a future.
-    Serve { node: NodeIndex, reason: Reason, offset: u64, length: u64 },
+    Serve { node: NodeIndex, reason: Reason, flags: RequestFlags, offset: u64, length: u64 },
     /// At an error.
     Fail { node: NodeIndex, error: Error },
 }
@@ -95,6 +95,10 @@ fn before_map(
         RequestKind::Discard if local.ignores_discard => {
             return Some(Step::Done { length: request.length });
         }
+        RequestKind::WriteZeroes => {
+            request.flags.may_unmap &= !local.ignores_discard;
+            return None;
+        }
         RequestKind::Flush if local.ignores_flush => return Some(Step::Done { length: 0 }),
         RequestKind::Read | RequestKind::Write => {}
         _ => return None,
@@ -115,7 +119,7 @@ fn before_map(
 }
 
 fn serve(node: NodeIndex, reason: Reason, request: &MapRequest<'_>, length: u64) -> Step {
-    Step::Serve { node, reason, offset: request.offset, length }
+    Step::Serve { node, reason, flags: request.flags, offset: request.offset, length }
 }
 
 /// Whether the memory does not suit the node.

@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::Limits;
 use crate::path::view::{QueueView, ROOT};
 use crate::permission::Permissions;
-use crate::request::{Request, RequestKind};
+use crate::request::{BlockStatus, Outcome, Request, RequestKind};
 use blockplex_drain::RequestRecord;
 use blockplex_io::event_loop::Local;
 
@@ -52,8 +52,14 @@ pub(super) fn check(view: &QueueView, request: &Request) -> Result<()> {
     }
 }
 
-pub(super) fn is_transfer(request: &Request) -> bool {
-    matches!(request.kind, RequestKind::Read | RequestKind::Write)
+/// The outcome of a request over no bytes, which concerns nobody.
+pub(super) fn outcome_of_nothing(request: &Request) -> Option<Outcome> {
+    match request.kind {
+        RequestKind::Flush | RequestKind::Truncate => None,
+        _ if request.length > 0 => None,
+        RequestKind::BlockStatus => Some(Outcome::Status(BlockStatus::default())),
+        _ => Some(Outcome::Done),
+    }
 }
 
 /// Says what was being done.

@@ -1,7 +1,7 @@
 //! The engine behind a queue: starts requests, counts their pieces, ends them.
 #![expect(unsafe_code, reason = "submits operations on memory that its entries own")]
 
-use super::check::{blame, check, record_of};
+use super::check::{blame, check, outcome_of_nothing, record_of};
 use super::table::{Door, Entry, Op, Place, Table, op_of, token_of};
 use crate::account::Counters;
 use crate::block_graph::BlockGraph;
@@ -105,8 +105,8 @@ impl QueueCore {
         if let Err(error) = check(&view, &request) {
             return self.end_now(door, Err(blame(error, &request)), request);
         }
-        if request.length == 0 && matches!(request.kind, RequestKind::Read | RequestKind::Write) {
-            return self.end_now(door, Ok(Outcome::Done), request);
+        if let Some(outcome) = outcome_of_nothing(&request) {
+            return self.end_now(door, Ok(outcome), request);
         }
         let mut holds = Holds::default();
         let step = walk(&view, ROOT, false, &mut self.map_request(&request, 0), &mut holds);
@@ -223,14 +223,14 @@ impl QueueCore {
                 holds.release(view, self.loop_index);
                 length
             }
-            Step::Serve { node, reason, offset, length } => {
+            Step::Serve { node, reason, flags, offset, length } => {
                 self.slot.set_node(index, view.node(node).view.id().number());
                 let context = ServeContext {
                     view: view.clone(),
                     local: self.local.clone(),
                     ticket: self.ticket(index),
                 };
-                let part = self.part(index, offset, position, length);
+                let part = Request { flags, ..self.part(index, offset, position, length) };
                 let holds = SharedHolds::new(view.clone(), self.loop_index, holds);
                 self.start_serving(index, context, node, reason, part, holds);
                 length

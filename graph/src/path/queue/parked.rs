@@ -1,12 +1,12 @@
 //! Requests that wait at the gate for a drained section to end.
 
-use super::check::{blame, check, is_transfer};
+use super::check::{blame, check, outcome_of_nothing};
 use super::core::QueueCore;
 use super::table::Door;
 use crate::error::Error;
 use crate::path::hold::Holds;
 use crate::path::view::ROOT;
-use crate::path::walk::{Step, walk};
+use crate::path::walk::walk;
 use crate::request::{Completion, Outcome, Request};
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -46,28 +46,24 @@ impl QueueCore {
 
     fn run_parked(&self, index: u32) {
         let view = self.current_view();
-        let first = {
+        let (step, holds) = {
             let mut table = self.table.borrow_mut();
             let entry = table.entry(index);
-            match check(&view, &entry.request) {
-                Ok(()) if entry.request.vector.is_empty() && is_transfer(&entry.request) => {
-                    (Step::Done { length: 0 }, Holds::default())
-                }
-                Ok(()) => {
+            match check(&view, &entry.request).map(|()| outcome_of_nothing(&entry.request)) {
+                Ok(None) => {
                     let mut holds = Holds::default();
                     let mut request = self.map_request(&entry.request, 0);
                     let step = walk(&view, ROOT, false, &mut request, &mut holds);
                     (step, holds)
                 }
-                Err(error) => {
-                    entry.result = Err(error);
-                    entry.left = 1;
+                ended => {
+                    (entry.left, entry.result) = (1, Ok(Outcome::Done));
                     drop(table);
-                    return self.end_piece(index, Ok(Outcome::Done));
+                    return self.end_piece(index, ended.map(|some| some.unwrap_or(Outcome::Done)));
                 }
             }
         };
-        self.launch(index, view, first.0, first.1);
+        self.launch(index, view, step, holds);
     }
 
     /// Ends a request that was never admitted.
