@@ -25,7 +25,7 @@ pub(super) struct Freed {
     pub(super) offset: u64,
     /// How many.
     pub(super) clusters: u64,
-    /// Whether the file is told that they are not needed.
+    /// Whether the file is told that it is not needed; only for single clusters.
     pub(super) discard: bool,
 }
 

@@ -1,6 +1,8 @@
 //! The driver as a whole, against the peer.
 
 mod basics;
+mod concurrency;
 mod crash;
 mod creation;
 mod faults;
+mod snapshots;

@@ -92,7 +92,8 @@ impl Qcow2 {
             self.round(&layers.file).await?;
         }
         drop(turn);
-        self.recycle(layers).await
+        self.recycle(layers).await;
+        Ok(())
     }
 
     /// Writes back if so much is dirty, or waits to become free, that it is time.
@@ -169,27 +170,34 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Makes clusters free that nobody uses any more.
-    async fn recycle(&self, layers: &Layers) -> Result<()> {
+    /// Makes clusters free that nobody uses any more. What fails here is lost to the image, and no
+    /// fault of the request that happened to come by.
+    async fn recycle(&self, layers: &Layers) {
         if self.limbo.is_empty() {
-            return Ok(());
+            return;
         }
         for _ in 0..3 {
             self.grace.try_advance();
         }
         for freed in self.limbo.take_ready(&self.grace, self.rounds.succeeded()) {
-            let Freed { offset, clusters, discard } = freed;
-            if discard {
-                let length = clusters << self.geometry.cluster_bits();
-                // A hint: what cannot be discarded is used again as it is.
-                if let Err(error) = layers.file.discard(offset, length).await {
-                    tracing::debug!(%error, offset, length, "the file did not take a discard");
-                }
+            let released = self.release(&layers.file, freed).await;
+            if let Err(error) = self.judge(&layers.file, released).await {
+                tracing::warn!(%error, ?freed, "freed clusters of a qcow2 image are lost");
             }
-            let released = self.refcounts.release(&layers.file, offset, clusters).await;
-            self.judge(&layers.file, released).await?;
         }
-        Ok(())
+    }
+
+    async fn release(&self, file: &Child, freed: Freed) -> Result<()> {
+        let Freed { offset, clusters, discard } = freed;
+        // What a snapshot still refers to is not ours to discard.
+        if discard && self.refcounts.refcount(file, offset).await? == 1 {
+            let length = clusters << self.geometry.cluster_bits();
+            // A hint: what cannot be discarded is used again as it is.
+            if let Err(error) = file.discard(offset, length).await {
+                tracing::debug!(%error, offset, length, "the file did not take a discard");
+            }
+        }
+        self.refcounts.release(file, offset, clusters).await
     }
 
     /// Undoes an allocation that nothing refers to and that no I/O goes to; gives `error` back.

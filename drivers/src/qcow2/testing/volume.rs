@@ -22,6 +22,8 @@ pub(crate) enum Event {
     Zero(u64, u64),
     Truncate(u64),
     Flush,
+    /// Only shown to gates: offset and length.
+    Read(u64, u64),
 }
 
 /// What a test does to operations before they take effect: `Err` fails them, `Ok(true)` makes
@@ -148,6 +150,7 @@ impl State {
                 self.length = *length;
             }
             Event::Flush => self.flushes += 1,
+            Event::Read(..) => {}
         }
     }
 }
@@ -167,7 +170,9 @@ impl VolumeDriver {
                 continue;
             }
             state.apply(&event);
-            if let Some(journal) = &mut state.journal {
+            if let Some(journal) = &mut state.journal
+                && !matches!(event, Event::Read(..))
+            {
                 journal.push(event);
             }
             return Ok(Outcome::Done);
@@ -211,7 +216,7 @@ impl Driver for VolumeDriver {
             let Request { kind, offset, length, vector, .. } = request;
             match kind {
                 RequestKind::Read => {
-                    yield_now().await;
+                    self.perform(Event::Read(offset, length)).await?;
                     let mut bytes = vec![0; vector.len()];
                     self.0.0.lock().read(offset, &mut bytes);
                     vector.copy_from_slice(0, &bytes);

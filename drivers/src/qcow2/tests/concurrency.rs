@@ -1,0 +1,286 @@
+//! Requests that meet: on one cluster, on one refcount, on one flush; from one loop and from
+//! several.
+
+use super::crash::Random;
+use crate::qcow2::testing::Scratch;
+use crate::qcow2::testing::rig::{Rig, Setup, new_loop};
+use crate::qcow2::testing::volume::{Event, Volume};
+use blockplex_graph::{Queue, Request};
+use blockplex_io::buffer::{IoBuffer, IoVector};
+use blockplex_io::event_loop::yield_now;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn write(offset: u64, length: usize, byte: u8) -> Request {
+    Request::write(offset, IoBuffer::from_slice(&vec![byte; length]))
+}
+
+/// Lets everything that can go on go on.
+async fn settle() {
+    for _ in 0..200 {
+        yield_now().await;
+    }
+}
+
+/// Makes operations that `stops` names wait until the result is cleared.
+fn hold(volume: &Volume, stops: impl Fn(&Event) -> bool + Send + 'static) -> Arc<AtomicBool> {
+    let held = Arc::new(AtomicBool::new(true));
+    let gate = held.clone();
+    volume.set_gate(move |event| Ok(gate.load(Ordering::Relaxed) && stops(event)));
+    held
+}
+
+/// An open image with cluster 0 written, and where that is in the file.
+fn one_cluster(scratch: &Scratch) -> (Volume, Rig, u64) {
+    let volume = Volume::from_file(&scratch.create("", "1M"));
+    let mut rig = Rig::writable(&volume);
+    rig.write(0, &[1; 65536]);
+    rig.flush();
+    let host = rig.status(0, 65536).offset.unwrap();
+    (volume, rig, host)
+}
+
+/// Q01.
+#[test]
+fn writes_into_one_new_cluster_all_survive() {
+    let scratch = Scratch::new();
+    let path = scratch.create("", "1M");
+    let backing = Some(Volume::new(&[0x77; 1 << 20]));
+    let volume = Volume::from_file(&path);
+    let mut rig = Rig::open(&volume, Setup { backing, ..Setup::default() }).unwrap();
+    rig.run(async |queue| {
+        let writes: Vec<_> =
+            (0..40_u64).map(|i| queue.request(write(i * 3000, 1000, i as u8 + 1))).collect();
+        for write in writes {
+            write.await.result.unwrap();
+        }
+    });
+    for i in 0..40 {
+        let mut expected = vec![i as u8 + 1; 1000];
+        expected.extend([0x77; 2000]);
+        assert_eq!(rig.read(i * 3000, 3000), expected);
+    }
+    rig.close();
+    volume.save(&path);
+    scratch.check_clean(&path);
+}
+
+/// Q02: a late write into a discarded cluster does not land in another one's data.
+#[test]
+fn a_cluster_with_a_write_in_flight_is_not_used_again() {
+    let scratch = Scratch::new();
+    let (volume, mut rig, host) = one_cluster(&scratch);
+    let held = hold(
+        &volume,
+        move |event| matches!(event, Event::Write(at, bytes) if *at == host && bytes[0] == 9),
+    );
+    rig.run(async |queue| {
+        let late = queue.request(write(0, 512, 9));
+        settle().await;
+        queue.request(Request::discard(0, 65536)).await.result.unwrap();
+        for _ in 0..4 {
+            queue.request(Request::flush()).await.result.unwrap();
+        }
+        for cluster in 1..16 {
+            queue.request(write(cluster << 16, 65536, 2)).await.result.unwrap();
+        }
+        held.store(false, Ordering::Relaxed);
+        late.await.result.unwrap();
+    });
+    assert!(rig.read(65536, 15 << 16).iter().all(|byte| *byte == 2));
+    assert!(rig.read(0, 65536).iter().all(|byte| *byte == 0));
+    volume.remove_gate();
+    // Now it is free: the next cluster takes its place.
+    rig.flush();
+    rig.flush();
+    rig.write(0, &[3; 512]);
+    assert_eq!(rig.status(0, 512).offset, Some(host));
+    rig.close();
+}
+
+/// Q03: a read of a discarded cluster never shows what came into its place.
+#[test]
+fn a_cluster_with_a_read_in_flight_is_not_used_again() {
+    let scratch = Scratch::new();
+    let (volume, mut rig, host) = one_cluster(&scratch);
+    let held = hold(&volume, move |event| matches!(event, Event::Read(at, _) if *at == host));
+    rig.run(async |queue| {
+        let memory = IoVector::zeroed(512);
+        let late = queue.request(Request::read(0, memory.clone()));
+        settle().await;
+        queue.request(Request::discard(0, 65536)).await.result.unwrap();
+        for _ in 0..4 {
+            queue.request(Request::flush()).await.result.unwrap();
+        }
+        for cluster in 1..16 {
+            queue.request(write(cluster << 16, 65536, 2)).await.result.unwrap();
+        }
+        held.store(false, Ordering::Relaxed);
+        late.await.result.unwrap();
+        assert!(memory.to_vec().iter().all(|byte| matches!(byte, 0 | 1)), "another's data");
+    });
+    rig.close();
+}
+
+/// Q08: a cluster is not used again before the file has heard that it was not needed.
+#[test]
+fn a_late_discard_of_the_file_does_not_hit_new_data() {
+    let scratch = Scratch::new();
+    let (volume, mut rig, host) = one_cluster(&scratch);
+    let held = hold(&volume, move |event| matches!(event, Event::Zero(at, _) if *at == host));
+    rig.run(async |queue| {
+        queue.request(Request::discard(0, 65536)).await.result.unwrap();
+        let flush = queue.request(Request::flush());
+        settle().await;
+        assert_eq!(queue.in_flight(), 1, "the discard of the file is under way");
+        for cluster in 1..16 {
+            queue.request(write(cluster << 16, 65536, 2)).await.result.unwrap();
+        }
+        held.store(false, Ordering::Relaxed);
+        flush.await.result.unwrap();
+    });
+    assert!(rig.read(65536, 15 << 16).iter().all(|byte| *byte == 2));
+    rig.close();
+}
+
+/// Q16: a flush covers what had completed before it, whatever flush is under way.
+#[test]
+fn a_flush_behind_a_running_flush_reaches_the_file_after_it() {
+    let scratch = Scratch::new();
+    let (volume, mut rig, _) = one_cluster(&scratch);
+    volume.record();
+    let held = hold(&volume, |event| *event == Event::Flush);
+    rig.run(async |queue| {
+        let first = queue.request(Request::flush());
+        settle().await;
+        queue.request(write(0, 512, 5)).await.result.unwrap();
+        queue.request(write(1 << 16, 512, 6)).await.result.unwrap();
+        let second = queue.request(Request::flush());
+        let third = queue.request(Request::flush());
+        settle().await;
+        held.store(false, Ordering::Relaxed);
+        first.await.result.unwrap();
+        second.await.result.unwrap();
+        third.await.result.unwrap();
+    });
+    let journal = volume.journal();
+    let data = journal.iter().rposition(|e| matches!(e, Event::Write(_, b) if b[0] == 6)).unwrap();
+    let flushes = journal[data..].iter().filter(|event| **event == Event::Flush).count();
+    // The first flush, and for the other two one round: refcounts and data, then the L2 slice.
+    assert_eq!(flushes, 3);
+    rig.close();
+}
+
+/// Writes to different clusters do not wait for each other, not even while one of them allocates.
+#[test]
+fn a_stuck_allocating_write_holds_up_its_own_cluster_only() {
+    let scratch = Scratch::new();
+    let (volume, mut rig, _) = one_cluster(&scratch);
+    let held = hold(&volume, |event| matches!(event, Event::Write(_, bytes) if bytes[0] == 9));
+    rig.run(async |queue| {
+        let stuck = queue.request(write(5 << 16, 512, 9));
+        settle().await;
+        for cluster in [0, 1, 4, 6, 15] {
+            queue.request(write(cluster << 16, 700, 2)).await.result.unwrap();
+        }
+        queue.request(Request::flush()).await.result.unwrap();
+        queue.request(Request::discard(1 << 16, 65536)).await.result.unwrap();
+        held.store(false, Ordering::Relaxed);
+        stuck.await.result.unwrap();
+    });
+    assert_eq!(rig.read(5 << 16, 512), [9; 512]);
+    rig.close();
+}
+
+const SECTOR: u64 = 512;
+/// Sectors of the part of the disk that all threads write to, each its own sectors.
+const SHARED: u64 = 2048;
+/// Sectors of each thread's own part.
+const OWN: u64 = 1024;
+
+fn sector(number: u64, version: u64) -> Vec<u8> {
+    match version {
+        0 => vec![0; SECTOR as usize],
+        _ => [number, version].map(u64::to_le_bytes).concat().repeat(32),
+    }
+}
+
+/// One thread's work: it alone writes the sectors in `mine`, so it knows what they hold.
+async fn hammer(queue: &Queue, thread: u64, threads: u64, random: &mut Random) -> Vec<(u64, u64)> {
+    let own_start = SHARED + thread * OWN;
+    let mut model = std::collections::BTreeMap::new();
+    let read = async |number: u64| {
+        let memory = IoVector::zeroed(SECTOR as usize);
+        queue.request(Request::read(number * SECTOR, memory.clone())).await.result.unwrap();
+        memory.to_vec()
+    };
+    for version in 1..=250 {
+        match random.below(12) {
+            0..=5 => {
+                let shared = random.below(SHARED / threads) * threads + thread;
+                let number = match random.below(2) {
+                    0 => shared,
+                    _ => own_start + random.below(OWN),
+                };
+                let bytes = IoBuffer::from_slice(&sector(number, version));
+                queue.request(Request::write(number * SECTOR, bytes)).await.result.unwrap();
+                model.insert(number, version);
+            }
+            6 | 7 => {
+                let start = own_start + random.below(OWN / 128) * 128;
+                let request = match random.below(3) {
+                    0 => Request::discard(start * SECTOR, 128 * SECTOR),
+                    1 => Request::write_zeroes(start * SECTOR, 128 * SECTOR),
+                    _ => Request::write_zeroes(start * SECTOR, 128 * SECTOR).may_unmap(),
+                };
+                queue.request(request).await.result.unwrap();
+                model.extend((start..start + 128).map(|number| (number, 0)));
+            }
+            8 => assert!(queue.request(Request::flush()).await.result.is_ok()),
+            _ => {
+                let Some((number, version)) = model.iter().nth(random.below(40) as usize) else {
+                    continue;
+                };
+                assert!(read(*number).await == sector(*number, *version), "sector {number}");
+            }
+        }
+    }
+    for (number, version) in &model {
+        assert!(read(*number).await == sector(*number, *version), "sector {number}");
+    }
+    model.into_iter().collect()
+}
+
+#[test]
+fn several_loops_on_one_image_lose_nothing() {
+    let scratch = Scratch::new();
+    let threads = 3;
+    for (seed, options) in
+        [(1, ""), (2, "cluster_size=512,refcount_bits=64"), (3, "cluster_size=4k")]
+    {
+        let path = scratch.create(options, "4M");
+        let volume = Volume::from_file(&path);
+        let rig = Rig::writable(&volume);
+        let models = std::thread::scope(|scope| {
+            let threads = (0..threads).map(|thread| {
+                let (graph, origin) = (rig.graph.clone(), rig.origin.clone());
+                scope.spawn(move || {
+                    let mut event_loop = new_loop();
+                    let queue = Queue::open(&graph, &origin, &event_loop.local(), "hammer");
+                    let mut random = Random(seed * 1000 + thread + 1);
+                    event_loop.block_on(hammer(&queue, thread, threads, &mut random))
+                })
+            });
+            let threads: Vec<_> = threads.collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        rig.close();
+        volume.save(&path);
+        scratch.check_clean(&path);
+        let contents = scratch.contents(&path);
+        for (number, version) in models.into_iter().flatten() {
+            let at = (number * SECTOR) as usize;
+            assert!(contents[at..at + 512] == sector(number, version), "{options}: {number}");
+        }
+    }
+}
