@@ -54,6 +54,44 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! A program with an event loop of its own drives ours from it, on the same thread: one descriptor
+//! to watch, the next timeout, and a call when there is work.
+//!
+//! ```
+//! # use blockplex::{Blockplex, IoBuffer, OpenOptions, block_on};
+//! use blockplex::io::event_loop::Wait;
+//! use blockplex::{Completion, EventLoop, LoopConfig, Request};
+//! use std::os::fd::AsRawFd;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let layer = Blockplex::new()?;
+//! # let options = OpenOptions::parse("driver=null-co,size=1G,latency-ns=1000000")?;
+//! # let backend = block_on(layer.open("disk0", options))??;
+//! let mut event_loop = EventLoop::new(LoopConfig::default())?;
+//! let fd = event_loop.fd()?.as_raw_fd();
+//! let queue = backend.queue("virtqueue 0")?;
+//! queue.submit(Request::read(0, IoBuffer::zeroed(512)), 1);
+//!
+//! let mut completions: Vec<Completion> = Vec::new();
+//! while queue.reap(&mut completions, 32) == 0 {
+//!     let timeout = match event_loop.prepare() {
+//!         Wait::Now => 0,
+//!         Wait::Until(duration) => duration.as_millis() as i32 + 1,
+//!         Wait::Forever => -1,
+//!     };
+//!     let mut watched = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+//!     // SAFETY: one valid pollfd.
+//!     unsafe { libc::poll(&mut watched, 1, timeout) };
+//!     event_loop.dispatch();
+//! }
+//! assert_eq!(completions[0].cookie, 1);
+//! # drop(queue);
+//! # drop(event_loop);
+//! # block_on(backend.close())??;
+//! # Ok(())
+//! # }
+//! ```
 #![deny(missing_docs)]
 
 mod backend;
