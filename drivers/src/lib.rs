@@ -2,7 +2,7 @@
 //!
 //! | driver | what it is | children |
 //! |---|---|---|
-//! | [`file`] | a file or block device of the host | none |
+//! | [`file`](mod@file) | a file or block device of the host | none |
 //! | [`null`] (`null-co`) | answers at once, keeps nothing | none |
 //! | [`memory`] | a disk in memory | none |
 //! | [`raw`] | passes on, or shows a window of its file | `file` |
