@@ -4,16 +4,13 @@
 //! goes again. Each page has a lock of its own, held for one copy: reads and writes of different
 //! pages never meet.
 
-use blockplex_graph::driver::{
-    AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, PreparedReopen, Role,
-};
+use blockplex_graph::driver::{AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, Role};
 use blockplex_graph::{
     Access, BlockStatus, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Request, RequestKind,
     Result,
 };
 use blockplex_io::buffer::IoVector;
 use parking_lot::Mutex;
-use std::any::Any;
 
 /// Bytes in a page.
 const PAGE: u64 = 64 << 10;
@@ -157,17 +154,6 @@ impl Driver for Memory {
                     Err(Error::new(ErrorKind::NotSupported, text))
                 }
             }
-        })
-    }
-
-    fn reopen<'a>(
-        &'a self,
-        _io: &'a NodeIo,
-        _options: Box<dyn Any>,
-    ) -> LocalFuture<'a, Result<Box<dyn PreparedReopen>>> {
-        Box::pin(async {
-            let text = "a memory disk has no options that can be changed";
-            Err(Error::new(ErrorKind::NotSupported, text))
         })
     }
 

@@ -1,13 +1,10 @@
 //! `null-co`: storage that answers at once and keeps nothing.
 
-use blockplex_graph::driver::{
-    AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, PreparedReopen, Role,
-};
+use blockplex_graph::driver::{AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, Role};
 use blockplex_graph::{
     Access, BlockStatus, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Request, RequestKind,
     Result,
 };
-use std::any::Any;
 use std::time::Duration;
 
 /// The default length in bytes (QEMU's).
@@ -104,17 +101,6 @@ impl Driver for Null {
                 io.local().sleep(self.latency).await;
             }
             self.answer(&request)
-        })
-    }
-
-    fn reopen<'a>(
-        &'a self,
-        _io: &'a NodeIo,
-        _options: Box<dyn Any>,
-    ) -> LocalFuture<'a, Result<Box<dyn PreparedReopen>>> {
-        Box::pin(async {
-            let text = "null-co has no options that can be changed";
-            Err(Error::new(ErrorKind::NotSupported, text))
         })
     }
 

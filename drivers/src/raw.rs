@@ -1,12 +1,9 @@
 //! `raw`: passes requests on to its file, or shows a window of it.
 
-use blockplex_graph::driver::{
-    AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, PreparedReopen, Role,
-};
+use blockplex_graph::driver::{AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, Role};
 use blockplex_graph::{
     Access, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Request, RequestKind, Result,
 };
-use std::any::Any;
 
 /// The index of the only child.
 const FILE: usize = 0;
@@ -83,17 +80,6 @@ impl Driver for Raw {
     fn serve<'a>(&'a self, _io: &'a NodeIo, request: Request) -> LocalFuture<'a, Result<Outcome>> {
         let text = format!("raw passes every {} on", request.kind.name());
         Box::pin(async move { Err(Error::new(ErrorKind::NotSupported, text)) })
-    }
-
-    fn reopen<'a>(
-        &'a self,
-        _io: &'a NodeIo,
-        _options: Box<dyn Any>,
-    ) -> LocalFuture<'a, Result<Box<dyn PreparedReopen>>> {
-        Box::pin(async {
-            let text = "the window of a raw node cannot be changed while it is open";
-            Err(Error::new(ErrorKind::NotSupported, text))
-        })
     }
 
     fn close<'a>(&'a self, _io: &'a NodeIo) -> LocalFuture<'a, Result<()>> {

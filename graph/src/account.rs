@@ -39,9 +39,10 @@ impl Statistics {
     fn add(&mut self, counters: &Counters) {
         for (tally, counter) in self.0.iter_mut().zip(&counters.0) {
             // Relaxed: figures for people; nothing is concluded from their order.
-            tally.operations += counter.operations.load(Ordering::Relaxed);
-            tally.bytes += counter.bytes.load(Ordering::Relaxed);
-            tally.failed += counter.failed.load(Ordering::Relaxed);
+            let sum = |a: u64, b: &AtomicU64| a.saturating_add(b.load(Ordering::Relaxed));
+            tally.operations = sum(tally.operations, &counter.operations);
+            tally.bytes = sum(tally.bytes, &counter.bytes);
+            tally.failed = sum(tally.failed, &counter.failed);
         }
     }
 }
@@ -70,9 +71,10 @@ impl Counters {
     }
 }
 
-/// A load and a store, since there is one writer (Relaxed: see `Statistics::add`).
+/// A load and a store, since there is one writer (Relaxed: see `Statistics::add`). Saturates: a few
+/// write-zeroes over the largest node are more bytes than there are numbers.
 fn bump(counter: &AtomicU64, by: u64) {
-    counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Relaxed);
+    counter.store(counter.load(Ordering::Relaxed).saturating_add(by), Ordering::Relaxed);
 }
 
 /// The counters of all queues of an origin, and the sums of those that are gone.

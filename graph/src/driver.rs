@@ -19,7 +19,7 @@
 //!
 //! There is no default for anything that affects data.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::limits::Limits;
 use crate::node::NodeView;
 use crate::path::NodeIo;
@@ -183,12 +183,17 @@ pub trait Driver: Send + Sync + 'static {
     fn serve<'a>(&'a self, io: &'a NodeIo, request: Request) -> LocalFuture<'a, Result<Outcome>>;
 
     /// Prepares new options; `options` is what the driver's own constructor takes (the umbrella
-    /// and the driver agree on the type). Children are still reachable.
+    /// and the driver agree on the type). Children are still reachable. By default a driver has
+    /// none that can be changed, and says so.
     fn reopen<'a>(
         &'a self,
         io: &'a NodeIo,
         options: Box<dyn Any>,
-    ) -> LocalFuture<'a, Result<Box<dyn PreparedReopen>>>;
+    ) -> LocalFuture<'a, Result<Box<dyn PreparedReopen>>> {
+        let _ = (io, options);
+        let text = format!("a {} node has no options that can be changed", self.driver_name());
+        Box::pin(async move { Err(Error::new(ErrorKind::NotSupported, text)) })
+    }
 
     /// The last I/O before the node goes: write back, mark clean. Called once, after the drain
     /// that took away the last parent; `Drop` only frees memory.

@@ -113,7 +113,8 @@ impl Request {
         Request::new(RequestKind::WriteZeroes, offset, length, IoVector::empty())
     }
 
-    /// Asks for the status of the extent that starts at `offset`, looking at most `length` far.
+    /// Asks for the status of the extent that starts at `offset`, looking at most `length` far and
+    /// no further than the end; there and beyond, the extent is empty.
     pub fn block_status(offset: u64, length: u64) -> Request {
         Request::new(RequestKind::BlockStatus, offset, length, IoVector::empty())
     }

@@ -40,6 +40,8 @@ pub(super) fn check(view: &QueueView, request: &Request) -> Result<()> {
                 format!("{memory} bytes of memory for a transfer of {length} (at most {max})");
             return Err(Error::new(ErrorKind::InvalidArgument, text));
         }
+        // Looks as far as there is something: see `outcome_of_nothing`.
+        RequestKind::BlockStatus => return Ok(()),
         _ => {}
     }
     let length = root.length();
@@ -52,10 +54,18 @@ pub(super) fn check(view: &QueueView, request: &Request) -> Result<()> {
     }
 }
 
-/// The outcome of a request over no bytes, which concerns nobody.
-pub(super) fn outcome_of_nothing(request: &Request) -> Option<Outcome> {
+/// Ends a checked request over no bytes, which concerns nobody. A block-status is cut at the node's
+/// end first: there and beyond, it finds an empty extent.
+pub(super) fn outcome_of_nothing(view: &QueueView, request: &mut Request) -> Option<Outcome> {
     match request.kind {
-        RequestKind::Flush | RequestKind::Truncate => None,
+        RequestKind::Flush | RequestKind::Truncate => return None,
+        RequestKind::BlockStatus => {
+            let rest = view.node(ROOT).view.length().saturating_sub(request.offset);
+            request.length = request.length.min(rest);
+        }
+        _ => {}
+    }
+    match request.kind {
         _ if request.length > 0 => None,
         RequestKind::BlockStatus => Some(Outcome::Status(BlockStatus::default())),
         _ => Some(Outcome::Done),

@@ -100,12 +100,12 @@ impl QueueCore {
 
     /// Runs an admitted request.
     #[inline]
-    fn run(&self, request: Request, door: Door) -> Started {
+    fn run(&self, mut request: Request, door: Door) -> Started {
         let view = self.current_view();
         if let Err(error) = check(&view, &request) {
             return self.end_now(door, Err(blame(error, &request)), request);
         }
-        if let Some(outcome) = outcome_of_nothing(&request) {
+        if let Some(outcome) = outcome_of_nothing(&view, &mut request) {
             return self.end_now(door, Ok(outcome), request);
         }
         let mut holds = Holds::default();

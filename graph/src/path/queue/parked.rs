@@ -49,7 +49,8 @@ impl QueueCore {
         let (step, holds) = {
             let mut table = self.table.borrow_mut();
             let entry = table.entry(index);
-            match check(&view, &entry.request).map(|()| outcome_of_nothing(&entry.request)) {
+            let checked = check(&view, &entry.request);
+            match checked.map(|()| outcome_of_nothing(&view, &mut entry.request)) {
                 Ok(None) => {
                     let mut holds = Holds::default();
                     let mut request = self.map_request(&entry.request, 0);
