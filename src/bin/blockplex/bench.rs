@@ -8,7 +8,7 @@
 //! for programs), and `plot` draws it.
 
 mod histogram;
-mod live;
+pub mod live;
 mod plot;
 mod report;
 pub mod run;

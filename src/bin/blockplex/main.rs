@@ -13,9 +13,6 @@
 //!
 //! Results go to stdout, everything else to stderr.
 
-// The expectation fails, and is to be removed, once the engine is linked.
-#![cfg_attr(not(test), expect(dead_code, reason = "nothing drives an engine yet; tests do"))]
-
 mod bench;
 mod command_line;
 mod images;

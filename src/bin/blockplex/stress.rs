@@ -9,13 +9,20 @@
 //! contain (one `history` for each sector with something going on) and judges
 //! every read. `report` counts.
 //!
-//! The range used is to be zero when the run starts.
+//! None of these knows an engine. `run` is where they meet one: a `worker` in
+//! each iothread, the `mutator` on a thread without a loop, `watch` on the main
+//! thread, and `control` between them. `run` makes the range used zero first,
+//! as the model takes it to be.
 
 mod block_pattern;
+mod control;
 mod history;
 mod layout;
 mod mutation;
+mod mutator;
 mod plan;
 mod report;
 pub mod run;
 mod verify;
+mod watch;
+mod worker;

@@ -79,7 +79,9 @@ pub(super) struct BenchArguments {
 /// Every sector written says which sector it is, who wrote it and when; every
 /// read is checked against a model. Meanwhile filters come and go, snapshots
 /// are taken, the image is reopened and drained. Without an image, a temporary
-/// one is used. THE CONTENT OF A GIVEN IMAGE IS LOST.
+/// one is used. THE CONTENT OF A GIVEN IMAGE IS LOST: it is zeroed and written
+/// at random, and what is written after the first snapshot goes to overlays in
+/// a temporary directory, which are removed at the end.
 #[derive(Args, Debug)]
 pub(super) struct StressArguments {
     /// Image to use; its content is lost

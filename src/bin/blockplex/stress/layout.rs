@@ -51,11 +51,6 @@ pub struct Region {
 }
 
 impl Region {
-    /// Sectors in each chunk.
-    pub fn chunk_sectors(&self) -> u64 {
-        self.chunk
-    }
-
     /// How many chunks each thread has: one in each row.
     pub fn rows(&self) -> u64 {
         self.rows
@@ -157,6 +152,28 @@ impl Layout {
         (self.fine.rows * self.fine.chunk + self.coarse.rows * self.coarse.chunk) as usize
     }
 
+    /// All that a thread owns, and for thread 0 what nobody owns as well, in
+    /// extents of at most a block: the shares of all threads are the disk.
+    pub fn shares(&self, thread: u32) -> impl Iterator<Item = Extent> + use<> {
+        let layout = *self;
+        let chunks = [layout.fine, layout.coarse].into_iter().flat_map(move |region| {
+            (0..region.rows).map(move |row| layout.chunk(&region, thread, row))
+        });
+        let rest = |region: Region, end: u64| {
+            let first = region.first + region.rows * u64::from(layout.threads) * region.chunk;
+            Extent { first, count: end - first }
+        };
+        let rests = [rest(layout.fine, layout.coarse.first), rest(layout.coarse, layout.sectors)];
+        let rests = rests.into_iter().filter(move |_| thread == 0);
+        let block = layout.block;
+        chunks.chain(rests).flat_map(move |extent| {
+            (0..extent.count).step_by(block as usize).map(move |offset| Extent {
+                first: extent.first + offset,
+                count: block.min(extent.count - offset),
+            })
+        })
+    }
+
     /// Whose a sector is; `None` if nobody's.
     pub fn place(&self, sector: u64) -> Option<Place> {
         let threads = u64::from(self.threads);
@@ -197,7 +214,7 @@ mod tests {
             for thread in 0..5 {
                 for row in 0..region.rows() {
                     let extent = layout.chunk(region, thread, row);
-                    assert_eq!(extent.count, region.chunk_sectors());
+                    assert_eq!(extent.count, region.chunk);
                     assert!(extent.first + extent.count <= layout.sectors());
                     for sector in extent.first..extent.first + extent.count {
                         assert_eq!(layout.place(sector).unwrap().owner, thread);
@@ -230,6 +247,25 @@ mod tests {
             assert!(Layout::new(needed, threads, block).is_ok(), "{threads} {block}");
         }
         assert!(TooSmall { needed: 2048 }.to_string().contains("1 MiB"));
+    }
+
+    #[test]
+    fn the_shares_of_all_threads_are_the_disk() {
+        for (sectors, threads, block) in [(4096, 3, 8), (5000, 4, 3), (70_001, 7, 300)] {
+            let layout = Layout::new(sectors, threads, block).unwrap();
+            let mut seen = vec![false; sectors as usize];
+            for thread in 0..threads {
+                for Extent { first, count } in layout.shares(thread) {
+                    assert!((1..=block).contains(&count));
+                    for sector in first..first + count {
+                        assert!(!std::mem::replace(&mut seen[sector as usize], true), "{sector}");
+                        let owner = layout.place(sector).map_or(0, |place| place.owner);
+                        assert_eq!(owner, thread);
+                    }
+                }
+            }
+            assert!(seen.iter().all(|&seen| seen), "{layout:?}");
+        }
     }
 
     #[test]

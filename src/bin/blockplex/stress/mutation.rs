@@ -15,9 +15,9 @@ const STREAM: u64 = 1 << 32;
 /// A change of the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mutation {
-    /// Put a filter on top of the disk.
+    /// Put a filter above the image, on top of the others or among them.
     InsertFilter,
-    /// Take the topmost filter away; there is one.
+    /// Take a filter away; there is one.
     RemoveFilter,
     /// Continue in a new overlay over the present top image.
     Snapshot,
