@@ -86,6 +86,19 @@ impl IoVector {
         IoVector { keep: Keep::Memory(memory), pieces, length }
     }
 
+    /// Points a vector over an embedder's memory at other pieces of the same memory. The list's
+    /// room is used again: a frontend that keeps the vectors that come back with completions
+    /// allocates nothing for scattered requests.
+    ///
+    /// # Safety
+    ///
+    /// As for [`IoVector::from_memory`], with the memory that the vector was made with.
+    pub unsafe fn set_pieces(&mut self, pieces: &[libc::iovec]) {
+        self.pieces.clear();
+        self.pieces.extend(pieces.iter().filter(|piece| piece.iov_len > 0).copied());
+        self.length = self.pieces.iter().map(|piece| piece.iov_len).sum();
+    }
+
     /// The vectors' bytes, one after the other, without copying.
     pub fn concatenate(parts: &[IoVector]) -> IoVector {
         let keep = Keep::Several(parts.iter().map(|part| part.keep.clone()).collect());
@@ -283,6 +296,31 @@ mod tests {
         target.copy_from_vector(1, &vector, 2, 5);
         assert_eq!(target.to_vec(), b"\0XYefg");
         assert!(vector.contiguous(3, 5).is_some() && vector.contiguous(2, 2).is_none());
+    }
+
+    struct Guest(#[expect(dead_code, reason = "keeps the bytes alive")] Box<[u8]>);
+
+    // SAFETY: the bytes are boxed, so they stay where they are, until the value is dropped.
+    unsafe impl StableMemory for Guest {}
+
+    #[test]
+    fn guest_memory_is_scattered_and_its_list_used_again() {
+        let mut bytes = vec![0u8; 64].into_boxed_slice();
+        let start = bytes.as_mut_ptr();
+        let piece = |at: usize, length: usize| libc::iovec {
+            iov_base: start.wrapping_add(at).cast(),
+            iov_len: length,
+        };
+        let guest: Arc<dyn StableMemory> = Arc::new(Guest(bytes));
+        // SAFETY: all pieces lie in the 64 bytes that `guest` keeps.
+        let mut vector =
+            unsafe { IoVector::from_memory(guest, &[piece(8, 4), piece(0, 0), piece(0, 2)]) };
+        vector.copy_from_slice(0, b"abcdef");
+        // SAFETY: as above.
+        unsafe { vector.set_pieces(&[piece(0, 2), piece(8, 4)]) };
+        assert_eq!(vector.to_vec(), b"efabcd");
+        assert_eq!(vector.iovecs().len(), 2);
+        assert!(vector.into_buffer().is_err());
     }
 
     #[test]
