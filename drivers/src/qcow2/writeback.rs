@@ -7,8 +7,7 @@
 //! | 1 | snapshots: first L1, then slices, then refcounts | |
 //! | 2 | refcount blocks | flush |
 //! | 3 | refcount table (and the header, if the table moved) | flush (each) |
-//! | 4 | L2 slices | flush |
-//! | 5 | L1 table | flush |
+//! | 4 | L2 slices and L1 table | flush |
 //!
 //! Steps without work cost nothing, so a round with nothing dirty is one flush. What it gives:
 //!
@@ -17,7 +16,8 @@
 //!   came before, so the flush of step 2 covers the data and the refcounts of step 1, taken last,
 //!   hold the increment.
 //! - **W2** A new L2 table is durable before the L1 entry that names it is written: it is written
-//!   whole before the entry changes in memory, and a flush comes between.
+//!   whole, as zeros or a copy, before the entry changes in memory, and the flush of step 2 comes
+//!   between. So its slices need no flush of their own before the L1 table.
 //! - **W3** A refcount decrement is written only after the change that dropped the reference is
 //!   durable: it is not even made in memory before that (`limbo`).
 //! - **W4** Refcount blocks are durable before the refcount table names them, and a table in a new
@@ -32,7 +32,6 @@ use super::join::join_all;
 use super::l1_table::DirtySector;
 use super::layers::Layers;
 use super::limbo::Freed;
-use super::lookup::Fault;
 use super::refcounts::{HostRun, RefcountWork};
 use super::slice_cache::DirtySlice;
 use blockplex_graph::driver::LocalFuture;
@@ -134,7 +133,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Steps 2 to 5.
+    /// Steps 2 to 4.
     async fn write_work(&self, file: &Child, work: &Work) -> Result<()> {
         let Work { sectors, slices, refcounts } = work;
         debug_assert!(!self.read_only || refcounts.is_empty() && slices.is_empty());
@@ -152,22 +151,19 @@ impl Qcow2 {
             write_refcount_place(file, &header).await?;
             file.flush().await?;
         }
-        if !slices.is_empty() {
-            let mut writes = Vec::with_capacity(slices.len());
-            for DirtySlice { slice, bytes } in slices {
-                let offset = self.slice_offset(slice.number());
-                let guest = self.guest_of(slice.number());
-                writes.push((offset.map_err(|fault: Fault| fault.at(guest))?, bytes));
-            }
-            writes.sort_unstable_by_key(|(offset, _)| *offset);
-            write_all(file, writes.into_iter()).await?;
-            file.flush().await?;
+        if slices.is_empty() && sectors.is_empty() {
+            return Ok(());
         }
-        if !sectors.is_empty() {
-            write_all(file, sectors.iter().map(|sector| (sector.offset, &sector.bytes))).await?;
-            file.flush().await?;
+        let mut writes = Vec::with_capacity(slices.len() + sectors.len());
+        for DirtySlice { slice, bytes } in slices {
+            let offset = self.slice_offset(slice.number());
+            let guest = self.guest_of(slice.number());
+            writes.push((offset.map_err(|fault| fault.at(guest))?, bytes));
         }
-        Ok(())
+        writes.extend(sectors.iter().map(|sector| (sector.offset, &sector.bytes)));
+        writes.sort_unstable_by_key(|(offset, _)| *offset);
+        write_all(file, writes.into_iter()).await?;
+        file.flush().await
     }
 
     /// Makes clusters free that nobody uses any more. What fails here is lost to the image, and no
