@@ -25,7 +25,7 @@ pub(super) struct Freed {
     pub(super) offset: u64,
     /// How many.
     pub(super) clusters: u64,
-    /// Whether the file is told that it is not needed; only for single clusters.
+    /// Whether the file is told that they are not needed.
     pub(super) discard: bool,
 }
 
@@ -43,11 +43,18 @@ struct Waiting {
 }
 
 impl Limbo {
-    /// Adds clusters. `round` is the number of the last write-back that had begun after the
-    /// change.
-    pub(super) fn push(&self, freed: Freed, grace: &Grace, round: u64) {
+    /// Adds clusters of 2^`cluster_bits` bytes. `round` is the number of the last write-back that
+    /// had begun after the change.
+    pub(super) fn push(&self, freed: Freed, cluster_bits: u32, grace: &Grace, round: u64) {
         let tag = grace.current();
         let mut waiting = self.waiting.lock();
+        if let Some(last) = waiting.back_mut()
+            && (last.tag, last.round, last.freed.discard) == (tag, round, freed.discard)
+            && last.freed.offset + (last.freed.clusters << cluster_bits) == freed.offset
+        {
+            last.freed.clusters += freed.clusters;
+            return;
+        }
         if waiting.len() >= TOO_MANY {
             tracing::warn!(offset = freed.offset, "too many freed clusters wait: one is lost");
             return;
@@ -83,8 +90,9 @@ mod tests {
     fn a_cluster_waits_for_its_users_and_for_the_disk() {
         let (limbo, grace) = (Limbo::default(), Grace::new());
         let pin = grace.pin(0);
-        let freed = Freed { offset: 65536, clusters: 1, discard: true };
-        limbo.push(freed, &grace, 4);
+        let freed = Freed { offset: 65536, clusters: 2, discard: true };
+        limbo.push(Freed { clusters: 1, ..freed }, 16, &grace, 4);
+        limbo.push(Freed { offset: 131_072, clusters: 1, ..freed }, 16, &grace, 4);
         let steps = || {
             for _ in 0..5 {
                 grace.try_advance();

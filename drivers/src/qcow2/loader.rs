@@ -147,6 +147,7 @@ impl Qcow2 {
 
     /// Hands clusters over to limbo, after the last entry that named them was changed.
     pub(super) fn free(&self, freed: Freed) {
-        self.limbo.push(freed, &self.grace, self.rounds.begun());
+        let bits = self.geometry.cluster_bits();
+        self.limbo.push(freed, bits, &self.grace, self.rounds.begun());
     }
 }

@@ -234,7 +234,11 @@ fn add_metadata(refcounts: &Refcounts, header: &Header, file_length: u64) -> Res
     let geometry = header.geometry();
     let table_bytes = u64::from(header.refcount_table_clusters) << geometry.cluster_bits();
     refcounts.add_metadata(0, 1);
-    refcounts.add_metadata(header.refcount_table_offset, table_bytes);
+    // A table that could not be read (only a read-only open comes here without one) claims nothing:
+    // its size may be as wrong as its place, and would put everything else out of reach (H13c).
+    if !refcounts.table().is_empty() {
+        refcounts.add_metadata(header.refcount_table_offset, table_bytes);
+    }
     let l1_bytes = u64::from(header.l1_size) * TABLE_ENTRY_BYTES;
     refcounts.add_metadata(header.l1_table_offset, l1_bytes);
     // The table's entries have variable lengths: what is sure to be there.

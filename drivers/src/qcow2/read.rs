@@ -73,15 +73,16 @@ impl Qcow2 {
         }
     }
 
-    /// The bytes of one guest cluster from `at` on, as they are before a write: none when they are
-    /// zeros.
-    pub(super) async fn old_contents(
-        &self,
-        layers: &Layers,
+    /// Memory for the bytes of one guest cluster from `at` on, as they are before a write, and in
+    /// `reads` what fills it; none when they are zeros.
+    pub(super) fn old_contents<'a>(
+        &'a self,
+        layers: &'a Layers,
         at: u64,
         length: u64,
         place: Place,
-    ) -> Result<Option<IoVector>> {
+        reads: &mut Vec<LocalFuture<'a, Result<()>>>,
+    ) -> Option<IoVector> {
         // What lies past the end of the disk is never the backing's: a disk that grows grows with
         // zeros.
         let inside = self.disk_size().saturating_sub(at).min(length);
@@ -91,11 +92,12 @@ impl Qcow2 {
             _ => false,
         };
         if length == 0 || inside == 0 || reads_zero {
-            return Ok(None);
+            return None;
         }
         let memory = IoVector::zeroed(length as usize);
-        self.read_extent(layers, at, place, memory.slice(0, inside as usize)).await?;
-        Ok(Some(memory))
+        let part = memory.slice(0, inside as usize);
+        reads.push(Box::pin(self.read_extent(layers, at, place, part)));
+        Some(memory)
     }
 
     /// The part of a compressed cluster that `vector` takes, from guest offset `at` on.

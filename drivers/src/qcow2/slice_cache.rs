@@ -9,7 +9,7 @@
 //!
 //! C1. The budget bounds the clean slices that nobody uses. Dirty slices and those in the hands of
 //!     a task stay beyond it: nobody fails for want of a place. Tasks that make slices dirty start
-//!     a write-back when half of the budget is dirty, so the excess is small.
+//!     a write-back when half of the budget is dirty (or much in any case), so the excess is small.
 //! C2. A slice is dropped from memory only when it is as on disk: whoever changes one holds a
 //!     reference, the dirty list holds one until the snapshot is taken, and write-back holds one
 //!     until its write has ended.
@@ -25,6 +25,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Loads that may run side by side (of slices that fall on different ones).
 const LOADERS: usize = 64;
+
+/// Dirty slices that are written back whatever the budget is: what a write-back copies.
+const MANY_DIRTY: usize = 1024;
 
 /// See the page.
 pub(super) struct SliceCache {
@@ -106,7 +109,7 @@ impl SliceCache {
 
     /// Whether so much is dirty that it should be written back.
     pub(super) fn wants_write_back(&self) -> bool {
-        self.dirty.lock().len() > (self.capacity() / 2).max(4)
+        self.dirty.lock().len() > (self.capacity() / 2).clamp(4, MANY_DIRTY)
     }
 
     /// Snapshots of all slices that have changed since the last time. Whoever takes them writes

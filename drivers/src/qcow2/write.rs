@@ -10,6 +10,7 @@
 
 use super::Qcow2;
 use super::entry::{Cluster, L2Entry};
+use super::join::join_all;
 use super::layers::Layers;
 use super::limbo::Freed;
 use super::lookup::Place;
@@ -156,9 +157,12 @@ impl Qcow2 {
         let place = |index: usize, within: u64| {
             self.extent_in(slice, index, within, self.geometry.cluster_size()).place
         };
-        let before = self.old_contents(layers, at - head, head, place(position.index, 0)).await?;
-        let in_last = self.geometry.in_cluster(end);
-        let after = self.old_contents(layers, end, tail, place(last, in_last)).await?;
+        let mut reads = Vec::new();
+        let first_place = place(position.index, 0);
+        let before = self.old_contents(layers, at - head, head, first_place, &mut reads);
+        let last_place = place(last, self.geometry.in_cluster(end));
+        let after = self.old_contents(layers, end, tail, last_place, &mut reads);
+        join_all(reads).await?;
         let filler = |contents: Option<IoVector>, length: u64| match contents {
             None if !run.zeroed && length > 0 => Some(IoVector::zeroed(length as usize)),
             contents => contents,
@@ -205,14 +209,8 @@ impl Qcow2 {
             }
             _ => return,
         };
-        // Clusters that several compressed ones share are never discarded: the others live on.
-        let discard = discard && clusters == 1 && !is_compressed(raw);
         if offset != kept {
             self.free(Freed { offset, clusters, discard });
         }
     }
-}
-
-fn is_compressed(raw: u64) -> bool {
-    raw >> 62 & 1 != 0
 }

@@ -42,6 +42,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Writes that run side by side.
 const PARALLEL: usize = 32;
+/// Bytes of one write, unless a single part has more.
+const MAX_WRITE: usize = 1 << 20;
+/// Bytes of the writes that run side by side.
+const MAX_BATCH: usize = 4 << 20;
 /// The header fields of the refcount table: offset and clusters.
 const REFCOUNT_TABLE_OFFSET: u64 = 48;
 
@@ -185,15 +189,33 @@ impl Qcow2 {
 
     async fn release(&self, file: &Child, freed: Freed) -> Result<()> {
         let Freed { offset, clusters, discard } = freed;
-        // What a snapshot still refers to is not ours to discard.
-        if discard && self.refcounts.refcount(file, offset).await? == 1 {
-            let length = clusters << self.geometry.cluster_bits();
-            // A hint: what cannot be discarded is used again as it is.
-            if let Err(error) = file.discard(offset, length).await {
-                tracing::debug!(%error, offset, length, "the file did not take a discard");
-            }
+        if discard {
+            self.discard_unshared(file, offset, clusters).await?;
         }
         self.refcounts.release(file, offset, clusters).await
+    }
+
+    /// Tells the file which of these clusters it need not keep: those that have one reference
+    /// left, ours. What a snapshot or another compressed cluster refers to is not ours to discard.
+    async fn discard_unshared(&self, file: &Child, offset: u64, clusters: u64) -> Result<()> {
+        let bits = self.geometry.cluster_bits();
+        let mut start = 0;
+        for at in 0..=clusters {
+            let is_ours =
+                at < clusters && self.refcounts.refcount(file, offset + (at << bits)).await? == 1;
+            if is_ours {
+                continue;
+            }
+            // A hint: what cannot be discarded is used again as it is.
+            if at > start
+                && let Err(error) =
+                    file.discard(offset + (start << bits), (at - start) << bits).await
+            {
+                tracing::debug!(%error, offset, "the file did not take a discard");
+            }
+            start = at + 1;
+        }
+        Ok(())
     }
 
     /// Undoes an allocation that nothing refers to and that no I/O goes to; gives `error` back.
@@ -232,29 +254,31 @@ pub(super) async fn write_all<'a>(
     file: &Child,
     writes: impl Iterator<Item = (u64, &'a Vec<u8>)>,
 ) -> Result<()> {
-    let mut merged: Vec<(u64, Vec<u8>)> = Vec::new();
-    for (offset, bytes) in writes {
-        match merged.last_mut() {
-            Some((start, last))
-                if *start + last.len() as u64 == offset && last.len() + bytes.len() <= 1 << 20 =>
-            {
-                last.extend_from_slice(bytes);
-            }
-            _ => merged.push((offset, bytes.clone())),
+    let mut writes = writes.peekable();
+    let mut batch: Vec<LocalFuture<'_, Result<()>>> = Vec::new();
+    let mut batched = 0;
+    while let Some((start, first)) = writes.next() {
+        let mut parts = vec![first];
+        let mut length = first.len();
+        while let Some((_, next)) = writes.next_if(|(offset, next)| {
+            *offset == start + length as u64 && length + next.len() <= MAX_WRITE
+        }) {
+            length += next.len();
+            parts.push(next);
+        }
+        let mut buffer = IoBuffer::zeroed(length);
+        let mut rest = &mut buffer[..];
+        for part in parts {
+            let (this, next) = rest.split_at_mut(part.len());
+            this.copy_from_slice(part);
+            rest = next;
+        }
+        batch.push(Box::pin(file.write(start, buffer, RequestFlags::default())));
+        batched += length;
+        if batch.len() == PARALLEL || batched >= MAX_BATCH {
+            join_all(std::mem::take(&mut batch)).await?;
+            batched = 0;
         }
     }
-    let mut rest = merged.into_iter().peekable();
-    while rest.peek().is_some() {
-        let batch: Vec<LocalFuture<'_, Result<()>>> = rest
-            .by_ref()
-            .take(PARALLEL)
-            .map(|(offset, bytes)| {
-                let vector = IoBuffer::from_slice(&bytes);
-                let write = file.write(offset, vector, RequestFlags::default());
-                Box::pin(write) as LocalFuture<'_, Result<()>>
-            })
-            .collect();
-        join_all(batch).await?;
-    }
-    Ok(())
+    join_all(batch).await
 }

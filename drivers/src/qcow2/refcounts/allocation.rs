@@ -12,13 +12,16 @@ use super::cluster_set::ClusterSet;
 use crate::qcow2::geometry::{Geometry, HOST_OFFSET_LIMIT};
 use std::collections::{BTreeSet, HashMap};
 
+/// The free refcounts of a block that was not looked at yet.
+const UNKNOWN: u32 = u32::MAX;
+
 /// The refcounts of an image. See the page.
 pub(super) struct Allocation {
     pub(super) geometry: Geometry,
     /// The refcount table: where the blocks are, 0 where there is none.
     pub(super) table: Vec<u64>,
-    /// The zero refcounts of each block, where known.
-    free: Vec<Option<u64>>,
+    /// The zero refcounts of each block, or [`UNKNOWN`].
+    free: Vec<u32>,
     /// Where the table is in the file: offset and clusters.
     pub(super) place: (u64, u64),
     /// Where the table is going to be, since it has grown.
@@ -77,7 +80,7 @@ impl Allocation {
         place: (u64, u64),
         file_length: u64,
     ) -> Allocation {
-        let free = vec![None; table.len()];
+        let free = vec![UNKNOWN; table.len()];
         Allocation {
             geometry,
             table,
@@ -120,7 +123,7 @@ impl Allocation {
                 }
                 Some(_) => {}
             }
-            if self.free.get(index as usize) == Some(&Some(0)) {
+            if self.free.get(index as usize) == Some(&0) {
                 self.hint = (index + 1) * per_block;
                 continue;
             }
@@ -244,7 +247,7 @@ impl Allocation {
                 continue;
             }
             self.table.resize(entries as usize, 0);
-            self.free.resize(entries as usize, None);
+            self.free.resize(entries as usize, UNKNOWN);
             let run = match self.take_plan(&plan, clusters) {
                 Attempt::Done(run) => run,
                 Attempt::Load(index) => return Attempt::Load(index),
@@ -351,7 +354,8 @@ impl Allocation {
 
     fn set_free(&mut self, index: u64, free: u64) {
         if let Some(slot) = self.free.get_mut(index as usize) {
-            *slot = Some(free);
+            // At most 2^24 refcounts in a block.
+            *slot = free as u32;
         }
     }
 

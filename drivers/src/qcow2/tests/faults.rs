@@ -165,6 +165,23 @@ fn autoclear_bits_are_cleared_before_the_first_write_and_not_by_reading() {
     rig.close();
 }
 
+/// T12b, Q09: the refcount of the L2 table is 0, and so the allocator finds it.
+#[test]
+fn an_uncounted_table_is_not_handed_out_as_data() {
+    let scratch = Scratch::new();
+    let mut bytes = catalogue(&scratch);
+    bytes[0x20008..0x2000a].fill(0);
+    let volume = Volume::new(&bytes);
+    let mut rig = Rig::writable(&volume);
+    let error = rig.try_write(1 << 20, &[1; 512]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert_eq!(rig.read(0, 65536), [0x11; 65536]);
+    rig.close();
+    let mut expected = bytes;
+    expected[79] = 2;
+    assert!(volume.bytes() == expected);
+}
+
 /// P6: whatever fails, the next request finds the image as if the failed one had not been tried,
 /// and what is on disk is never corrupt.
 #[test]
