@@ -1,1 +1,15 @@
-//! The scenario suite.
+//! The scenario suite: one file per subject, one test per scenario. `../README.md` has the table.
+
+mod align;
+mod backend;
+mod discard_zero;
+mod drain;
+mod drain_change;
+mod drain_order;
+mod graph_change;
+mod image_lock;
+mod limits;
+mod locality;
+mod permission;
+mod request;
+mod stress;
