@@ -17,7 +17,7 @@ pub struct Holder {
     pub slot: String,
     /// Requests admitted and not ended.
     pub in_flight: u64,
-    /// What the owner recorded about them; requests without a record are only counted.
+    /// What the owner recorded about them, the oldest first; requests without a record are only counted.
     pub requests: Vec<RequestRecord>,
     /// When the picture was taken, on the clock of [`RequestRecord::started_ns`].
     pub now_ns: u64,
@@ -26,12 +26,17 @@ pub struct Holder {
 impl Holder {
     pub(crate) fn of_gate(gate: &Gate, now_ns: u64) -> Vec<Holder> {
         let slots = gate.busy_slots();
-        let holders = slots.iter().map(|slot| Holder {
-            gate: gate.name().to_owned(),
-            slot: slot.label().to_owned(),
-            in_flight: slot.in_flight(),
-            requests: slot.requests(),
-            now_ns,
+        let holders = slots.iter().map(|slot| {
+            let mut requests = slot.requests();
+            // The oldest first: the one that a drain waits for is rarely the youngest.
+            requests.sort_by_key(|request| request.started_ns);
+            Holder {
+                gate: gate.name().to_owned(),
+                slot: slot.label().to_owned(),
+                in_flight: slot.in_flight(),
+                requests,
+                now_ns,
+            }
         });
         holders.collect()
     }

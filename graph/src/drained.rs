@@ -109,9 +109,24 @@ impl DrainedSection {
         if settled {
             return Ok(Drained(self));
         }
-        let holders: Vec<String> = self.holders().iter().map(Holder::to_string).collect();
-        let text = format!("the drained section did not settle; held by {}", holders.join("; "));
+        let text = format!("the drained section did not settle; held by {}", self.blame());
         Err(Error::new(ErrorKind::TimedOut, text))
+    }
+
+    /// The holders in words, with the names of their nodes.
+    fn blame(&self) -> String {
+        let holders = self.holders();
+        let topology = self.graph.topology();
+        let numbers: BTreeSet<u32> = holders
+            .iter()
+            .flat_map(|holder| &holder.requests)
+            .map(|request| request.node)
+            .collect();
+        let named = topology.nodes().filter(|view| numbers.contains(&view.id().number()));
+        let names: Vec<String> =
+            named.map(|view| format!("node {} is '{}'", view.id().number(), view.name())).collect();
+        let holders: Vec<String> = holders.iter().map(Holder::to_string).collect();
+        format!("{} ({})", holders.join("; "), names.join(", "))
     }
 }
 

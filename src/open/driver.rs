@@ -123,7 +123,8 @@ impl Opener<'_> {
         let length = self.layer.graph().topology().node(file.id).map_or(0, |view| view.length());
         let driver = Raw::new(window.0, window.1, length)?;
         let id = self.add(name, Box::new(driver), options, &[(Role::File, file.id)]).await?;
-        if let Some(path) = &file.path {
+        // An overlay could only name the whole file, not a window of it.
+        if let Some(path) = file.path.as_ref().filter(|_| window == (0, None)) {
             self.images.push((id, ImagePlace { path: path.clone(), format: "raw" }));
         }
         Ok(OpenNode { id, ..file })

@@ -1,6 +1,8 @@
 //! The rules of the house that a machine can check: where `unsafe` may stand, how long a file may
 //! be, what may not be left behind, and which way dependencies run.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot read the tree should fail loudly")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -63,7 +65,10 @@ fn unsafe_stands_only_in_the_listed_files() {
 fn every_file_says_first_what_it_is_and_none_is_too_long() {
     for (name, text) in sources() {
         let is_test = name.contains("/tests") || name.contains("testing");
-        assert!(is_test || text.starts_with("//!"), "{name} does not open with a page about itself");
+        assert!(
+            is_test || text.starts_with("//!"),
+            "{name} does not open with a page about itself"
+        );
         let lines = text.lines().count();
         assert!(is_test || lines <= LONGEST, "{name} has {lines} lines");
         assert!(!name.ends_with("/mod.rs"), "{name}: modules are `foo.rs` and `foo/`");
