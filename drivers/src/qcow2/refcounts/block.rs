@@ -27,7 +27,7 @@ impl Block {
     pub(super) fn new(bytes: Box<[u8]>, order: u32) -> Block {
         let mut block =
             Block { bytes, order, free: 0, free_from: 0, dirty: None, writing: false, stamp: 0 };
-        block.free = (0..block.len()).filter(|index| block.get(*index) == 0).count() as u64;
+        block.free = block.count_free();
         block
     }
 
@@ -74,10 +74,7 @@ impl Block {
 
     /// The first run of at most `want` zero refcounts at or after `from`.
     pub(super) fn free_run(&mut self, from: usize, want: u64) -> Option<(usize, u64)> {
-        let mut first = from.max(self.free_from);
-        while first < self.len() && self.get(first) != 0 {
-            first += 1;
-        }
+        let first = self.first_free(from.max(self.free_from));
         if from <= self.free_from {
             self.free_from = first;
         }
@@ -87,6 +84,45 @@ impl Block {
         let most = want.min((self.len() - first) as u64);
         let rest = (1..most).take_while(|step| self.get(first + *step as usize) == 0).count();
         Some((first, 1 + rest as u64))
+    }
+
+    /// The zero refcounts. A block has up to 2^24, so the common widths go by whole words.
+    fn count_free(&self) -> u64 {
+        fn zeros<const WIDTH: usize>(bytes: &[u8]) -> u64 {
+            bytes.as_chunks::<WIDTH>().0.iter().filter(|word| **word == [0; WIDTH]).count() as u64
+        }
+        match self.order {
+            0 => self.bytes.iter().map(|byte| u64::from(byte.count_zeros())).sum(),
+            3 => zeros::<1>(&self.bytes),
+            4 => zeros::<2>(&self.bytes),
+            5 => zeros::<4>(&self.bytes),
+            6 => zeros::<8>(&self.bytes),
+            _ => (0..self.len()).filter(|index| self.get(*index) == 0).count() as u64,
+        }
+    }
+
+    /// The first zero refcount at or after `from`; the length without one.
+    fn first_free(&self, from: usize) -> usize {
+        fn zero<const WIDTH: usize>(bytes: &[u8], from: usize) -> Option<usize> {
+            let words = bytes.as_chunks::<WIDTH>().0.get(from..)?;
+            words.iter().position(|word| *word == [0; WIDTH]).map(|steps| from + steps)
+        }
+        let found = match self.order {
+            3 => zero::<1>(&self.bytes, from),
+            4 => zero::<2>(&self.bytes, from),
+            5 => zero::<4>(&self.bytes, from),
+            6 => zero::<8>(&self.bytes, from),
+            order => {
+                // Several to a byte: skip the bytes that are all ones, as narrow refcounts are.
+                let per_byte = 8 >> order;
+                let skipped = self.bytes.get(from / per_byte..).map_or(0, |rest| {
+                    rest.iter().take_while(|byte| **byte == u8::MAX).count() * per_byte
+                });
+                let start = if skipped == 0 { from } else { from - from % per_byte + skipped };
+                (start..self.len()).find(|index| self.get(*index) == 0)
+            }
+        };
+        found.unwrap_or(self.len())
     }
 
     /// The last refcount that is not zero.
@@ -134,6 +170,23 @@ mod tests {
         assert_eq!(block.free_run(9, 1), Some((200, 1)));
         assert_eq!(block.free(), 3);
         assert_eq!(block.last_used(), Some(255));
+    }
+
+    #[test]
+    fn every_width_finds_the_same_free_refcounts() {
+        for order in 0..=6 {
+            let mut block = Block::new(vec![0xff; 512].into_boxed_slice(), order);
+            assert_eq!((block.free(), block.free_run(0, 1)), (0, None), "order {order}");
+            let (first, last) = (block.len() / 3, block.len() - 1);
+            for index in [first, last] {
+                block.set(index, 0).unwrap();
+            }
+            assert_eq!(Block::new(block.bytes.clone(), order).free(), 2, "order {order}");
+            for from in 0..block.len() {
+                let expected = if from <= first { first } else { last };
+                assert_eq!(block.free_run(from, 9), Some((expected, 1)), "order {order}, {from}");
+            }
+        }
     }
 
     #[test]

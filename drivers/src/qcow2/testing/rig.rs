@@ -132,6 +132,15 @@ impl Rig {
         }
     }
 
+    pub(crate) fn reopen(&mut self, options: Qcow2Options) -> Result<()> {
+        self.event_loop.block_on(async {
+            let mut change = self.graph.begin().await;
+            change.reopen(self.node, Box::new(options)).await?;
+            let drained = change.drain().await?;
+            change.commit(&drained).await
+        })
+    }
+
     /// Takes the image out of the graph, with its last I/O.
     pub(crate) fn close(mut self) {
         self.queue = None;

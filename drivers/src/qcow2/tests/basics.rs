@@ -1,5 +1,6 @@
 //! Reads and writes of ordinary images, judged by the peer.
 
+use crate::qcow2::Qcow2Options;
 use crate::qcow2::testing::Scratch;
 use crate::qcow2::testing::rig::{Rig, Setup};
 use crate::qcow2::testing::volume::Volume;
@@ -155,5 +156,88 @@ fn one_sector_in_a_new_cluster_costs_one_sector() {
     assert!(volume.journal().iter().all(|event| {
         matches!(event, crate::qcow2::testing::volume::Event::Write(_, bytes) if bytes.len() == 512)
     }));
+    rig.close();
+}
+
+#[test]
+fn version_2_zeroes_and_discards_without_zero_clusters() {
+    let scratch = Scratch::new();
+    let path = scratch.create("compat=0.10", "1M");
+    let volume = Volume::from_file(&path);
+    let mut rig = Rig::writable(&volume);
+    rig.write(0, &[1; 300_000]);
+    rig.request(Request::write_zeroes(1000, 150_000)).unwrap();
+    rig.request(Request::discard(196_608, 65_536)).unwrap();
+    rig.request(Request::write_zeroes(500_000, 100_000).no_fallback()).unwrap();
+    let mut model = vec![1; 300_000];
+    model.resize(1 << 20, 0);
+    model[1000..151_000].fill(0);
+    model[196_608..262_144].fill(0);
+    assert!(rig.read(0, 1 << 20) == model);
+    assert!(!rig.status(196_608, 65_536).data);
+    rig.close();
+    volume.save(&path);
+    scratch.check_clean(&path);
+    assert!(scratch.contents(&path) == model);
+}
+
+/// H06c, Q21: the last cluster is only partly the disk's.
+#[test]
+fn a_disk_may_end_anywhere_in_a_cluster() {
+    let scratch = Scratch::new();
+    let path = scratch.create("", "1M");
+    let mut bytes = scratch.read(&path);
+    let size = (1 << 20) - 65_536 + 1001_u64;
+    bytes[24..32].copy_from_slice(&size.to_be_bytes());
+    let volume = Volume::new(&bytes);
+    let backing = Some(Volume::new(&[0x77; 1 << 20]));
+    let mut rig = Rig::open(&volume, Setup { backing, ..Setup::default() }).unwrap();
+    assert_eq!(rig.read(size - 3, 3), [0x77; 3]);
+    rig.write(size - 1, &[5]);
+    assert_eq!(rig.read(size - 3, 3), [0x77, 0x77, 5]);
+    assert!(rig.try_read(size - 3, 4).is_err());
+    rig.request(Request::write_zeroes(size - 1001, 1001)).unwrap();
+    assert_eq!(rig.read(size - 1001, 1001), [0; 1001]);
+    assert!(rig.status(size - 1001, 1001).zero);
+    rig.write(size - 1000, &[6; 1000]);
+    rig.request(Request::discard(size - 1001, 1001)).unwrap();
+    assert_eq!(rig.read(size - 1001, 1001), [0; 1001]);
+    rig.close();
+    volume.save(&path);
+    scratch.check_clean(&path);
+}
+
+#[test]
+fn write_zeroes_keeps_the_cluster_unless_it_may_unmap() {
+    let scratch = Scratch::new();
+    let path = scratch.create("", "1M");
+    let volume = Volume::from_file(&path);
+    let mut rig = Rig::writable(&volume);
+    rig.write(0, &[1; 131_072]);
+    let hosts = [0, 65_536].map(|at| rig.status(at, 65_536).offset);
+    rig.request(Request::write_zeroes(0, 131_072)).unwrap();
+    rig.write(65_536 + 10, &[2; 10]);
+    assert_eq!(rig.status(65_536, 65_536).offset, hosts[1], "its own cluster again");
+    assert_eq!(rig.read(65_536, 30), [[0; 10], [2; 10], [0; 10]].concat());
+    rig.request(Request::write_zeroes(0, 65_536).may_unmap()).unwrap();
+    rig.flush();
+    rig.write(262_144, &[3; 512]);
+    assert_eq!(rig.status(262_144, 512).offset, hosts[0], "free for others");
+    rig.close();
+    volume.save(&path);
+    scratch.check_clean(&path);
+}
+
+#[test]
+fn caches_change_their_size_while_the_image_is_open() {
+    let scratch = Scratch::new();
+    let volume = Volume::from_file(&scratch.create("cluster_size=512", "1M"));
+    let mut rig = Rig::writable(&volume);
+    rig.write(0, &[1; 1 << 20]);
+    let smaller = Qcow2Options { cache_size: Some(4096), ..Qcow2Options::default() };
+    rig.reopen(smaller).unwrap();
+    assert!(rig.read(0, 1 << 20).iter().all(|byte| *byte == 1));
+    let slices = Qcow2Options { l2_cache_entry_size: Some(1024), ..Qcow2Options::default() };
+    assert!(rig.reopen(slices).is_err());
     rig.close();
 }
