@@ -3,12 +3,14 @@
 use crate::drain::{Pair, pair, read};
 use blockplex_graph::driver::{AccessChange, Role};
 use blockplex_graph::{
-    DiscardMode, Error, ErrorKind, NodeId, NodeOptions, Request, RequestKind, Result, Scope,
+    DiscardMode, Error, ErrorKind, NodeId, NodeOptions, Queue, Request, RequestKind, Result, Scope,
     Transaction,
 };
 use blockplex_io::buffer::IoBuffer;
 use blockplex_io::event_loop::yield_now;
 use blockplex_tests::{Point, Probe, Stage, patience, reader, structure, writer};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Runs a change that has to fail and leave no trace; the disk works before and after.
 fn fails(
@@ -324,4 +326,45 @@ fn a_loop_that_ends_with_a_request_stuck_in_a_driver_gives_its_admission_back() 
     assert!(stage.wait("the stuck request", stuck).is_err(), "its task was cancelled");
     assert_eq!(probe.running(), 0);
     stage.change(move |change| change.remove_origin(user.id())).unwrap();
+}
+
+#[test]
+fn queues_that_come_and_go_while_the_graph_changes_see_one_version_each() {
+    let pair = pair(2);
+    let stop = Arc::new(AtomicBool::new(false));
+    let visitors: Vec<_> = (0..2)
+        .map(|index| {
+            let (graph, origin) = (pair.stage.graph.clone(), pair.device.clone());
+            let stopped = stop.clone();
+            pair.stage.spawn(index, move |local| async move {
+                let mut visits = 0;
+                while !stopped.load(Ordering::Relaxed) {
+                    let queue = Queue::open(&graph, &origin, &local, "visitor");
+                    queue.request(read(0)).await.result.unwrap();
+                    visits += 1;
+                }
+                visits
+            })
+        })
+        .collect();
+    let node = pair.node;
+    for _ in 0..100 {
+        let added = pair.stage.change(move |change| {
+            let added = filter(change, "passing", node)?;
+            change.insert_filter(node, added)?;
+            Ok(added)
+        });
+        let added = added.unwrap();
+        pair.stage
+            .change(move |change| {
+                change.drop_filter(added)?;
+                change.remove_node(added)
+            })
+            .unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    let visits: u64 =
+        visitors.into_iter().map(|visitor| pair.stage.wait("a visitor", visitor).unwrap()).sum();
+    assert_eq!(pair.device.statistics().of(RequestKind::Read).operations, visits);
+    assert_eq!(pair.upper.calls(RequestKind::Read) as u64, visits);
 }
