@@ -1,0 +1,33 @@
+//! Malformed images, hostile names and failing storage, through the whole library.
+//!
+//! The rows of the catalogue of malformed images have ids (H04b, B07n, T18 …); assertions name
+//! them. Images are made and judged by the peer (`qemu-img`, `qemu-io`), damaged by [`image`]'s
+//! patches, and opened as a user of the library opens them: by [`rows`], which runs the whole
+//! oracle for each row:
+//!
+//! F1. No panic, no hang; a refused open leaves no node behind.
+//! F2. Read-only, the file does not change. A refused open does not change it either.
+//! F3. What an image makes the library say holds no control characters.
+//! F4. After a read-write run that was to succeed, the peer finds no more wrong than before.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`header`], [`extension`] | rows H and E |
+//! | [`name`] | rows B: what an image names, and what the gate lets it have |
+//! | [`table`] | rows T: L1, L2, refcounts, compressed clusters |
+//! | [`plain`] | rows W: raw, formats stated and never guessed, files that shrink |
+//! | [`failing`], [`sweep`] | a driver that fails; each lower operation fails once |
+//! | [`mutation`] | images with random damage |
+//! | [`interop`] | random operations on images of every shape, against a model and the peer |
+
+mod extension;
+mod failing;
+mod header;
+mod image;
+mod interop;
+mod mutation;
+mod name;
+mod plain;
+mod rows;
+mod sweep;
+mod table;
