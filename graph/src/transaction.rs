@@ -198,7 +198,8 @@ impl<'g> Transaction<'g> {
         self.replace_node(filter, child)
     }
 
-    /// Adds an origin without a root. `hooks` are told when it is to rest.
+    /// Adds an origin without a root. `hooks` are told when it is to rest; for the first time at
+    /// once, since it is born at rest and goes on when the transaction ends.
     pub fn add_origin(
         &mut self,
         name: &str,

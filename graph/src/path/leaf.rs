@@ -122,6 +122,12 @@ impl Transfer {
                 self.interruptions += 1;
                 return Next::Again;
             }
+            // The rest of a direct read that the end of the file cut short is misaligned, which some
+            // file systems refuse instead of saying that there is no more.
+            if !self.writes && self.done > 0 && errno == libc::EINVAL {
+                vector.fill(self.position + self.done, self.length - self.done, 0);
+                return Next::Finished;
+            }
             return Next::Failed(Error::from_errno(errno));
         }
         self.done += result as usize;
