@@ -169,6 +169,7 @@ fn watch(
     let progress = Progress::new(ProgressDrawTarget::stderr(), options.goal);
     let mut timeline = Timeline::new(counters.len());
     let mut last: Option<Snapshot> = None;
+    let mut next_look = LOOK;
     loop {
         let elapsed = start.elapsed();
         let left = match options.goal {
@@ -180,16 +181,20 @@ fn watch(
             // Relaxed: a hint to stop; the results come by joining the tasks.
             stop.store(true, Ordering::Relaxed);
         }
-        let counted: Vec<u64> = counters.iter().map(Counter::requests).collect();
-        timeline.sample(elapsed, &counted);
-        let snapshot =
-            Snapshot::new(elapsed, counted.iter().sum(), options.block_bytes, last.as_ref());
-        progress.show(&snapshot);
-        last = Some(snapshot);
+        if elapsed >= next_look || left.is_zero() || ended {
+            next_look = elapsed + LOOK;
+            let counted: Vec<u64> = counters.iter().map(Counter::requests).collect();
+            timeline.sample(elapsed, &counted);
+            let requests = counted.iter().sum();
+            let snapshot = Snapshot::new(elapsed, requests, options.block_bytes, last.as_ref());
+            progress.show(&snapshot);
+            last = Some(snapshot);
+        }
         if left.is_zero() || ended {
             return timeline;
         }
-        std::thread::sleep(left.min(LOOK).min(if elapsed < LOOK { LOOK / 20 } else { LOOK }));
+        // A run by count may be over in a moment: look for its end more often at first.
+        std::thread::sleep(left.min(if elapsed < LOOK { LOOK / 20 } else { LOOK }));
     }
 }
 
