@@ -52,7 +52,9 @@ impl Qcow2 {
         }
         let pin = self.grace.pin(loop_index);
         let extent = self.look_up(offset, length);
-        if let Place::Data { host, copied: true } = extent.place {
+        if let Place::Data { host, copied: true } = extent.place
+            && self.refcounts.is_covered(host, extent.length)
+        {
             let pin = Some(Pin(pin.into_number()));
             return Map::Child { edge: FILE, offset: host, length: extent.length, pin };
         }

@@ -8,6 +8,7 @@
 mod allocation;
 mod block;
 mod cluster_set;
+mod extent;
 
 pub(super) use allocation::{AllocationError, HostRun};
 
@@ -17,6 +18,7 @@ use block::Block;
 use blockplex_graph::{Child, Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::lock::CoMutex;
+use extent::FileExtent;
 use parking_lot::Mutex;
 
 /// Entries of the table that are written together: a sector of 512 bytes.
@@ -27,6 +29,8 @@ pub(super) struct Refcounts {
     allocation: Mutex<Allocation>,
     /// One block is read at a time.
     loading: CoMutex<()>,
+    /// How far the file reaches.
+    file_extent: FileExtent,
 }
 
 /// What of the refcounts has to be written, in this order with a flush before each but the first:
@@ -60,7 +64,11 @@ impl Refcounts {
         let bytes = table.len() as u64 * TABLE_ENTRY_BYTES;
         let place = (offset, geometry.clusters_for(bytes));
         let allocation = Allocation::new(geometry, table, place, file_length);
-        let refcounts = Refcounts { allocation: Mutex::new(allocation), loading: CoMutex::new(()) };
+        let refcounts = Refcounts {
+            allocation: Mutex::new(allocation),
+            loading: CoMutex::new(()),
+            file_extent: FileExtent::new(&geometry, file_length),
+        };
         refcounts.set_cache_bytes(cache_bytes);
         refcounts
     }
@@ -96,12 +104,40 @@ impl Refcounts {
 
     /// Makes free clusters in a row used: at least one, at most `want`.
     pub(super) async fn allocate(&self, file: &Child, want: u64) -> Result<HostRun> {
-        self.retry(file, |allocation| allocation.allocate(want)).await
+        let run = self.retry(file, |allocation| allocation.allocate(want)).await?;
+        self.cover(file, run).await
     }
 
     /// Makes `count` clusters in a row used.
     pub(super) async fn allocate_tail(&self, file: &Child, count: u64) -> Result<HostRun> {
-        self.retry(file, |allocation| allocation.allocate_tail(count)).await
+        let run = self.retry(file, |allocation| allocation.allocate_tail(count)).await?;
+        self.cover(file, run).await
+    }
+
+    /// Makes the file reach over a run that was just allocated, or gives it back.
+    async fn cover(&self, file: &Child, run: HostRun) -> Result<HostRun> {
+        match self.extend_file(file).await {
+            Ok(()) => Ok(run),
+            Err(error) => {
+                self.release(file, run.offset, run.clusters).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the file reach over every cluster that was handed out. Before any write to one.
+    pub(super) async fn extend_file(&self, file: &Child) -> Result<()> {
+        self.file_extent.cover(file, || self.allocation.lock().used_end()).await
+    }
+
+    /// Cuts off what the file was extended by and does not need. When nothing else uses it.
+    pub(super) async fn trim_file(&self, file: &Child) -> Result<()> {
+        self.file_extent.trim(file, || self.allocation.lock().used_end()).await
+    }
+
+    /// Whether the file reaches over `length` bytes at `offset`: only then may they be written.
+    pub(super) fn is_covered(&self, offset: u64, length: u64) -> bool {
+        self.file_extent.covers(offset, length)
     }
 
     /// One reference less to `clusters` clusters from `offset` on.

@@ -18,7 +18,7 @@ use super::refcounts::HostRun;
 use super::slice::{Slice, SliceEditor};
 use blockplex_graph::{Error, ErrorKind, RequestFlags, Result};
 use blockplex_io::buffer::IoVector;
-use blockplex_io::lock::RangeMode;
+use blockplex_io::lock::{RangeGuard, RangeMode};
 use std::sync::Arc;
 
 /// The most guest bytes that one step changes.
@@ -53,9 +53,8 @@ impl Qcow2 {
             let guard = self.ranges.lock(start..end, RangeMode::Exclusive).await;
             let hold = self.hold(layers);
             let part = vector.slice(done as usize, part as usize);
-            let written = self.write_step(layers, at, part).await;
+            let written = self.write_step(layers, at, part, guard).await;
             hold.release();
-            drop(guard);
             done += written?;
         }
         self.relieve(layers).await
@@ -63,7 +62,13 @@ impl Qcow2 {
 
     /// Writes the beginning of `vector` at `at`; says how much. The range is locked and lies in
     /// one slice.
-    async fn write_step(&self, layers: &Layers, at: u64, vector: IoVector) -> Result<u64> {
+    async fn write_step(
+        &self,
+        layers: &Layers,
+        at: u64,
+        vector: IoVector,
+        guard: RangeGuard<'_>,
+    ) -> Result<u64> {
         let position = self.position(at);
         let slice = self.own_slice(layers, position.number).await?;
         let cluster_size = self.geometry.cluster_size();
@@ -81,6 +86,9 @@ impl Qcow2 {
                 let part = vector.slice(0, fits(clusters) as usize);
                 let length = part.len() as u64;
                 let host = host + position.in_cluster;
+                // As in tier 1, the pin is enough. Many small writes that waited for the first one
+                // to allocate their cluster go on together.
+                drop(guard);
                 layers.file.write(host, part, RequestFlags::default()).await?;
                 return Ok(length);
             }
@@ -105,13 +113,20 @@ impl Qcow2 {
 
     /// What is to be done with entry `index`, and for how many more that holds, of `wanted`.
     fn step(&self, slice: &Slice, index: usize, wanted: u64) -> Result<(Step, u64), Place> {
+        let cluster_size = self.geometry.cluster_size();
         let kind = |index: usize| {
             let raw = slice.entry(index);
             match self.decode(slice, index, raw) {
                 bad @ Place::Bad(_) => Err(bad),
-                Place::Data { host, copied: true } => Ok(Step::InPlace { host }),
+                Place::Data { host, copied: true }
+                    if self.refcounts.is_covered(host, cluster_size) =>
+                {
+                    Ok(Step::InPlace { host })
+                }
                 Place::Zero => match L2Entry::decode(raw, &self.geometry, self.version) {
-                    Ok(Cluster::Zero { host: Some(host), copied: true }) => {
+                    Ok(Cluster::Zero { host: Some(host), copied: true })
+                        if self.refcounts.is_covered(host, cluster_size) =>
+                    {
                         Ok(Step::Reuse { host })
                     }
                     _ => Ok(Step::Allocate),

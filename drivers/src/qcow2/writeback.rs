@@ -141,6 +141,9 @@ impl Qcow2 {
     async fn write_work(&self, file: &Child, work: &Work) -> Result<()> {
         let Work { sectors, slices, refcounts } = work;
         debug_assert!(!self.read_only || refcounts.is_empty() && slices.is_empty());
+        if !refcounts.is_empty() {
+            self.refcounts.extend_file(file).await?;
+        }
         write_all(file, refcounts.blocks.iter().map(|(at, bytes)| (*at, bytes))).await?;
         file.flush().await?;
         if !refcounts.table.is_empty() {
@@ -238,7 +241,8 @@ impl Qcow2 {
         }
         self.flush(layers).await?;
         // What was freed is free in memory now; write that, too.
-        self.flush(layers).await
+        self.flush(layers).await?;
+        self.refcounts.trim_file(&layers.file).await
     }
 }
 

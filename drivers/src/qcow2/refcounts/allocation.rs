@@ -345,6 +345,12 @@ impl Allocation {
         self.fresh = self.fresh.max(first + count);
     }
 
+    /// The end of the last cluster that was ever handed out, or that the file had at first, in
+    /// bytes.
+    pub(super) fn used_end(&self) -> u64 {
+        self.offset_of(self.fresh)
+    }
+
     fn block(&mut self, index: u64) -> Option<&mut Block> {
         self.clock += 1;
         let block = self.blocks.get_mut(&index)?;

@@ -1,0 +1,82 @@
+//! How far the file reaches: it grows in steps, ahead of the clusters that are handed out, since a
+//! write that also makes a file longer costs several times one that does not. What is left over
+//! is cut off when the image is closed; after a crash it is a hole at the end.
+//!
+//! - **E1** Nothing is written past the extent. New clusters are covered before they are handed
+//!   out; an entry that names a cluster past it (a damaged image) is not written in place.
+//! - **E2** The extent only grows, one step at a time, and the file is only given lengths above
+//!   it. So a change of the length never cuts off anything that was written.
+//! - **E3** A file whose length is fixed has no extent: its own end is the limit.
+
+use crate::qcow2::geometry::Geometry;
+use blockplex_graph::{Child, ErrorKind, Result};
+use blockplex_io::lock::CoMutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The smallest and the largest step, in bytes; in between it is a sixteenth of the file.
+const MIN_STEP: u64 = 4 << 20;
+const MAX_STEP: u64 = 64 << 20;
+
+/// See the page.
+pub(super) struct FileExtent {
+    /// In bytes, whole clusters; `u64::MAX` for a file of fixed length (E3).
+    end: AtomicU64,
+    /// The turn to grow; whether the file has grown.
+    growing: CoMutex<bool>,
+    cluster_size: u64,
+}
+
+impl FileExtent {
+    pub(super) fn new(geometry: &Geometry, file_length: u64) -> FileExtent {
+        let end = geometry.align_up(file_length).unwrap_or(u64::MAX);
+        FileExtent {
+            end: AtomicU64::new(end),
+            growing: CoMutex::new(false),
+            cluster_size: geometry.cluster_size(),
+        }
+    }
+
+    pub(super) fn covers(&self, offset: u64, length: u64) -> bool {
+        // Acquire, here and below: partner of the Release in `grow`; the file has grown before.
+        offset.saturating_add(length) <= self.end.load(Ordering::Acquire)
+    }
+
+    /// Makes the file reach to `needed` at least, in bytes.
+    pub(super) async fn cover(&self, file: &Child, needed: impl Fn() -> u64) -> Result<()> {
+        if self.covers(needed(), 0) {
+            return Ok(());
+        }
+        let mut grown = self.growing.lock().await;
+        let needed = needed();
+        let end = self.end.load(Ordering::Acquire);
+        if needed <= end {
+            return Ok(());
+        }
+        let step = (needed / 16).clamp(MIN_STEP, MAX_STEP);
+        let target = (needed + step).next_multiple_of(self.cluster_size);
+        let target = match file.truncate(target).await {
+            Ok(()) => {
+                *grown = true;
+                target
+            }
+            Err(error) if error.kind() == ErrorKind::NotSupported => u64::MAX,
+            Err(error) => return Err(error),
+        };
+        // Release: partner of the Acquires.
+        self.end.store(target, Ordering::Release);
+        Ok(())
+    }
+
+    /// Cuts the file to `used` bytes, if it was made longer here. Nothing else may use it now.
+    pub(super) async fn trim(&self, file: &Child, used: impl Fn() -> u64) -> Result<()> {
+        let mut grown = self.growing.lock().await;
+        let (used, end) = (used(), self.end.load(Ordering::Acquire));
+        if *grown && used < end && end != u64::MAX {
+            // From here on writes would have to grow it again.
+            self.end.store(used, Ordering::Release);
+            file.truncate(used).await?;
+            *grown = false;
+        }
+        Ok(())
+    }
+}
