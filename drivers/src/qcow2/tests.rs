@@ -5,4 +5,5 @@ mod concurrency;
 mod crash;
 mod creation;
 mod faults;
+mod fuzz;
 mod snapshots;

@@ -141,15 +141,24 @@ impl Rig {
         })
     }
 
-    /// Takes the image out of the graph, with its last I/O.
-    pub(crate) fn close(mut self) {
+    /// Takes the image out of the graph, with its last I/O, which must succeed.
+    pub(crate) fn close(self) {
+        self.try_close().unwrap();
+    }
+
+    /// As [`Rig::close`], whatever the last I/O says.
+    pub(crate) fn abandon(self) {
+        let _ = self.try_close();
+    }
+
+    fn try_close(mut self) -> Result<()> {
         self.queue = None;
         self.event_loop.block_on(async {
             let mut change = self.graph.begin().await;
-            change.set_root(self.origin.id(), None).unwrap();
-            change.remove_node(self.node).unwrap();
-            let drained = change.drain().await.unwrap();
-            change.commit(&drained).await.unwrap();
-        });
+            change.set_root(self.origin.id(), None)?;
+            change.remove_node(self.node)?;
+            let drained = change.drain().await?;
+            change.commit(&drained).await
+        })
     }
 }
