@@ -24,8 +24,10 @@ pub struct Plan {
     pub from_then_on: bool,
     /// A write that fails has written its first half, in whole sectors.
     pub torn: bool,
-    /// The storage has no room past this offset.
+    /// The storage has no room past this offset: writes there fail.
     pub room: Option<u64>,
+    /// Nor can the file be made longer than that; otherwise it may, as a sparse file.
+    pub bounded_length: bool,
 }
 
 /// The test's side: any thread.
@@ -62,10 +64,11 @@ impl Storage {
             Some(nth) => state.count == nth,
             None => false,
         };
-        let grows = matches!(
-            request.kind,
-            RequestKind::Write | RequestKind::WriteZeroes | RequestKind::Truncate
-        );
+        let grows = match request.kind {
+            RequestKind::Write | RequestKind::WriteZeroes => true,
+            RequestKind::Truncate => state.plan.bounded_length,
+            _ => false,
+        };
         let full = state.plan.room.is_some_and(|room| request.offset + request.length > room);
         let errno = match (nth, grows && full) {
             (true, _) => libc::EIO,
