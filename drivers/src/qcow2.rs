@@ -47,7 +47,7 @@
 //! - **Q3** An error names the field, its value, where it stands, and the rule it breaks; text
 //!   that came from the image is escaped and cut before it is shown.
 //!
-//! Locks, each taken only while holding ones above it: the guest range, the L1 entry, the loading
+//! Locks, each taken only while holding ones above it: the turn to resize, the guest range, the L1 entry, the loading
 //! turn of a slice, the write-back turn, the header, the loading turn of refcount blocks; then
 //! mutexes that are held for some instructions.
 
@@ -131,6 +131,8 @@ pub struct Qcow2 {
     /// Guest clusters whose mapping is being changed.
     ranges: RangeLock,
     rounds: Rounds,
+    /// The turn to change the size.
+    resizing: CoMutex<()>,
     header: CoMutex<Header>,
     integrity: Integrity,
     /// Decompressors at rest.

@@ -5,7 +5,7 @@
 //!     is over), and (b) the changed entry is durable. Only then is it discarded in the file, its
 //!     refcount lowered, and used again. So neither a late request nor a crash shows one guest
 //!     cluster's data in another (Q02, Q03, Q08, Q25).
-//! L3. It is bounded: above [`MANY`] clusters, whoever adds one starts a write-back; above
+//! L3. It is bounded: after [`MANY`] new entries, whoever adds one starts a write-back; above
 //!     [`TOO_MANY`], which takes a request that never ends, further clusters are lost to the image
 //!     until a repair finds them.
 
@@ -13,7 +13,7 @@ use blockplex_drain::{Grace, GraceEpoch};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 
-/// Entries that make a write-back worth its while.
+/// New entries that make a write-back worth its while.
 const MANY: usize = 1024;
 /// Entries that are kept at most.
 const TOO_MANY: usize = 1 << 16;
@@ -32,7 +32,15 @@ pub(super) struct Freed {
 /// See the page.
 #[derive(Default)]
 pub(super) struct Limbo {
-    waiting: Mutex<VecDeque<Waiting>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Waiting>,
+    /// Entries added since clusters were last taken out. What stays for longer waits for a
+    /// request, and another write-back would not help it.
+    added: usize,
 }
 
 struct Waiting {
@@ -47,7 +55,8 @@ impl Limbo {
     /// had begun after the change.
     pub(super) fn push(&self, freed: Freed, cluster_bits: u32, grace: &Grace, round: u64) {
         let tag = grace.current();
-        let mut waiting = self.waiting.lock();
+        let mut state = self.state.lock();
+        let State { waiting, added } = &mut *state;
         if let Some(last) = waiting.back_mut()
             && (last.tag, last.round, last.freed.discard) == (tag, round, freed.discard)
             && last.freed.offset + (last.freed.clusters << cluster_bits) == freed.offset
@@ -60,22 +69,25 @@ impl Limbo {
             return;
         }
         waiting.push_back(Waiting { freed, tag, round });
+        *added += 1;
     }
 
     /// Whether a write-back should be started to get clusters out.
     pub(super) fn is_large(&self) -> bool {
-        self.waiting.lock().len() >= MANY
+        self.state.lock().added >= MANY
     }
 
     /// Whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.lock().is_empty()
+        self.state.lock().waiting.is_empty()
     }
 
     /// Takes what may be used again. `durable` is the number of the last write-back that
     /// succeeded.
     pub(super) fn take_ready(&self, grace: &Grace, durable: u64) -> Vec<Freed> {
-        let mut waiting = self.waiting.lock();
+        let mut state = self.state.lock();
+        state.added = 0;
+        let waiting = &mut state.waiting;
         let is_ready = |entry: &Waiting| entry.round < durable && grace.elapsed(entry.tag);
         let ready = waiting.iter().take_while(|entry| is_ready(entry)).count();
         waiting.drain(..ready).map(|entry| entry.freed).collect()

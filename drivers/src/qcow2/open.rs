@@ -146,6 +146,7 @@ impl Qcow2 {
             limbo: Limbo::default(),
             ranges: RangeLock::new(),
             rounds: Rounds::new(),
+            resizing: CoMutex::new(()),
             header: CoMutex::new(header),
             integrity: Integrity::default(),
             decompressors: Mutex::new(Vec::new()),

@@ -8,7 +8,7 @@ use super::Qcow2;
 use super::layers::Layers;
 use super::limbo::Freed;
 use blockplex_graph::{Error, ErrorKind, RequestFlags, Result};
-use blockplex_io::buffer::IoBuffer;
+use blockplex_io::buffer::{IoBuffer, IoVector};
 use std::sync::atomic::Ordering;
 
 /// The header fields from the size to the L1 offset: size, encryption, L1 entries, L1 offset.
@@ -24,35 +24,37 @@ impl Qcow2 {
     /// Sets the length of the disk, in bytes; new space reads as zeros.
     pub(super) async fn resize(&self, layers: &Layers, size: u64) -> Result<()> {
         self.prepare_for_writing(&layers.file).await?;
-        let old = self.disk_size();
-        if size < old {
-            let text = format!("shrinking a qcow2 image (from {old} to {size} bytes)");
-            return Err(Error::new(ErrorKind::NotSupported, text));
-        }
         if size > self.geometry.max_guest_size() {
             let most = self.geometry.max_guest_size();
             let text = format!("size {size} exceeds {most}, the most with this cluster size");
             return Err(Error::new(ErrorKind::InvalidArgument, text));
         }
+        let _turn = self.resizing.lock().await;
+        let old = self.disk_size();
+        if size < old {
+            let text = format!("shrinking a qcow2 image (from {old} to {size} bytes)");
+            return Err(Error::new(ErrorKind::NotSupported, text));
+        }
         self.between_rounds(async || self.write_size(layers, size).await).await?;
-        // Release: partner of the Acquire in `disk_size`.
-        self.size.store(size, Ordering::Release);
-        // The tail of the last cluster, and what a longer backing node would show.
+        // The tail of the last cluster, and what a longer backing node would show: before anybody
+        // can reach it.
         let cluster_end = self.geometry.align_up(old).unwrap_or(u64::MAX);
         let shown = layers.backing_length().max(cluster_end).min(size);
         if shown > old {
-            match self.write_zeroes(layers, old, shown - old, true).await {
+            match self.write_zeroes(layers, old, shown - old, false).await {
                 Err(error) if error.kind() == ErrorKind::NotSupported => {
                     self.write_zeros_out(layers, old, shown).await?;
                 }
                 result => result?,
             }
         }
+        // Release: partner of the Acquire in `disk_size`.
+        self.size.store(size, Ordering::Release);
         Ok(())
     }
 
     async fn write_zeros_out(&self, layers: &Layers, start: u64, end: u64) -> Result<()> {
-        let zeros = blockplex_io::buffer::IoVector::zeroed((end - start).min(1 << 20) as usize);
+        let zeros = IoVector::zeroed((end - start).min(1 << 20) as usize);
         let mut at = start;
         while at < end {
             let count = (end - at).min(1 << 20);

@@ -284,3 +284,37 @@ fn several_loops_on_one_image_lose_nothing() {
         }
     }
 }
+
+/// L3: while a request does not end, freed clusters wait; that costs others nothing but space.
+#[test]
+fn a_request_that_lasts_does_not_make_others_flush() {
+    let scratch = Scratch::new();
+    let volume = Volume::from_file(&scratch.create("cluster_size=512", "2M"));
+    let mut rig = Rig::writable(&volume);
+    rig.write(0, &[1; 512]);
+    rig.flush();
+    let host = rig.status(0, 512).offset.unwrap();
+    let held = hold(&volume, move |event| matches!(event, Event::Read(at, _) if *at == host));
+    let before = volume.flushes();
+    rig.run(async |queue| {
+        let memory = IoVector::zeroed(512);
+        let late = queue.request(Request::read(0, memory.clone()));
+        settle().await;
+        // Every other cluster, so that none of the freed ones are neighbours.
+        for round in 0..2 {
+            for cluster in 1..2000_u64 {
+                let at = cluster * 1024 % (2 << 20);
+                queue.request(write(at, 512, round + 2)).await.result.unwrap();
+                queue.request(Request::discard(at, 512)).await.result.unwrap();
+            }
+        }
+        held.store(false, Ordering::Relaxed);
+        late.await.result.unwrap();
+        assert_eq!(memory.to_vec(), [1; 512]);
+    });
+    assert!(volume.flushes() - before < 200, "{}", volume.flushes() - before);
+    rig.close();
+    let path = scratch.path();
+    volume.save(&path);
+    scratch.check_clean(&path);
+}
