@@ -15,7 +15,7 @@
 use super::Qcow2;
 use super::entry::{Cluster, L2Entry, Version};
 use super::layers::Layers;
-use super::lookup::Place;
+use super::lookup::{Fault, Place};
 use super::slice::Slice;
 use blockplex_graph::{Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
@@ -156,8 +156,7 @@ impl Qcow2 {
         let has_backing = layers.backing.is_some();
         let old = match self.erase_entries(&slice, position.index, count, (erase, has_backing)) {
             Ok(old) => old,
-            Err(Place::Bad(fault)) => return Err(self.fail_at(layers, at, fault).await),
-            Err(_) => return Err(Error::new(ErrorKind::Io, "an entry cannot be erased")),
+            Err(fault) => return Err(self.fail_at(layers, at, fault).await),
         };
         for raw in old {
             self.free_entry(raw, 0, erase != Erase::Zero);
@@ -172,11 +171,10 @@ impl Qcow2 {
         index: usize,
         count: usize,
         (erase, has_backing): (Erase, bool),
-    ) -> Result<Vec<u64>, Place> {
+    ) -> Result<Vec<u64>, Fault> {
         for at in index..index + count {
-            let place = self.decode(slice, at, slice.entry(at));
-            if matches!(place, Place::Bad(_)) {
-                return Err(place);
+            if let Place::Bad(fault) = self.decode(slice, at, slice.entry(at)) {
+                return Err(fault);
             }
         }
         let mut freed = Vec::new();

@@ -9,7 +9,7 @@ use super::limbo::Freed;
 use super::lookup::Fault;
 use super::slice::{Slice, SliceNumber};
 use blockplex_drain::{Grace, GracePin};
-use blockplex_graph::{Error, RequestFlags, Result};
+use blockplex_graph::{Error, ErrorKind, RequestFlags, Result};
 use blockplex_io::buffer::IoVector;
 use std::sync::Arc;
 
@@ -133,7 +133,7 @@ impl Qcow2 {
             (Ok(()), Ok(raw)) => raw,
             (Err(error), _) => return Err(self.abandon(layers, run, error).await),
             (_, Err(error)) => {
-                let error = Error::new(blockplex_graph::ErrorKind::NoSpace, error.to_string());
+                let error = Error::new(ErrorKind::NoSpace, error.to_string());
                 return Err(self.abandon(layers, run, error).await);
             }
         };

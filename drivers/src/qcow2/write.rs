@@ -13,7 +13,7 @@ use super::entry::{Cluster, L2Entry};
 use super::join::join_all;
 use super::layers::Layers;
 use super::limbo::Freed;
-use super::lookup::Place;
+use super::lookup::{Fault, Place};
 use super::refcounts::HostRun;
 use super::slice::{Slice, SliceEditor};
 use blockplex_graph::{Error, ErrorKind, RequestFlags, Result};
@@ -75,8 +75,7 @@ impl Qcow2 {
         let wanted = (position.in_cluster + vector.len() as u64).div_ceil(cluster_size);
         let (step, clusters) = match self.step(&slice, position.index, wanted) {
             Ok(step) => step,
-            Err(Place::Bad(fault)) => return Err(self.fail_at(layers, at, fault).await),
-            Err(_) => return Err(Error::new(ErrorKind::Io, "an entry cannot be written to")),
+            Err(fault) => return Err(self.fail_at(layers, at, fault).await),
         };
         let fits = |clusters: u64| {
             (clusters * cluster_size - position.in_cluster).min(vector.len() as u64)
@@ -112,12 +111,12 @@ impl Qcow2 {
     }
 
     /// What is to be done with entry `index`, and for how many more that holds, of `wanted`.
-    fn step(&self, slice: &Slice, index: usize, wanted: u64) -> Result<(Step, u64), Place> {
+    fn step(&self, slice: &Slice, index: usize, wanted: u64) -> Result<(Step, u64), Fault> {
         let cluster_size = self.geometry.cluster_size();
         let kind = |index: usize| {
             let raw = slice.entry(index);
             match self.decode(slice, index, raw) {
-                bad @ Place::Bad(_) => Err(bad),
+                Place::Bad(fault) => Err(fault),
                 Place::Data { host, copied: true }
                     if self.refcounts.is_covered(host, cluster_size) =>
                 {

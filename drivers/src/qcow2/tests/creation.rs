@@ -3,7 +3,7 @@
 use crate::qcow2::header::{CompressionType, Version};
 use crate::qcow2::testing::Scratch;
 use crate::qcow2::testing::rig::{Rig, Setup, with_file};
-use crate::qcow2::testing::volume::Volume;
+use crate::qcow2::testing::volume::{Event, Volume};
 use crate::qcow2::{CreateOptions, create};
 use blockplex_graph::{ErrorKind, Request};
 
@@ -95,4 +95,31 @@ fn entries_made_while_the_table_moves_are_not_lost() {
         let at = (step - 1) << 15;
         assert_eq!(contents[at..at + 700], [step as u8; 700]);
     }
+}
+
+/// As on a block device: nothing can be taken for zero, and nothing is made longer.
+#[test]
+fn a_file_of_fixed_length_holds_an_image_among_old_bytes() {
+    let scratch = Scratch::new();
+    let volume = Volume::new(&[0xff; 8 << 20]);
+    volume.set_gate(|event| match event {
+        Event::Truncate(_) => Err(libc::ENOTSUP),
+        _ => Ok(false),
+    });
+    let options = CreateOptions::new(4 << 20);
+    with_file(&volume, async |file| create(file, &options).await).unwrap();
+    let mut rig = Rig::writable(&volume);
+    let mut model = vec![0; 4 << 20];
+    for step in 0..30_usize {
+        let at = step * 130_000;
+        rig.write(at as u64, &[step as u8 + 1; 3000]);
+        model[at..at + 3000].fill(step as u8 + 1);
+    }
+    assert!(rig.read(0, 4 << 20) == model);
+    rig.close();
+    assert_eq!(volume.length(), 8 << 20);
+    let path = scratch.path();
+    volume.save(&path);
+    scratch.check_clean(&path);
+    assert!(scratch.contents(&path) == model);
 }
