@@ -20,7 +20,7 @@
 //! | `driver` | the driver contract: tier 1, and who serves what |
 //! | `lookup`, `slice_cache`, `slice`, `l1_table`, `loader` | the mapping in memory |
 //! | `read`, `write`, `erase`, `status`, `resize` | the requests |
-//! | `refcounts`, `limbo` | free clusters, and those on their way to being free |
+//! | `refcounts`, `limbo` | free clusters, those on their way to being free, and how far the file reaches |
 //! | `writeback` | the order in which metadata reaches the disk |
 //! | `integrity` | the first write, and damaged images |
 //!
