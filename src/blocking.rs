@@ -64,7 +64,7 @@ impl Blocking {
     /// The extent that starts at `offset`, at most `length` long.
     pub fn block_status(&self, offset: u64, length: u64) -> Result<BlockStatus> {
         match self.run(Request::block_status(offset, length))?.result? {
-            Outcome::Status(status) => Ok(status),
+            Outcome::Status(status) => Ok(*status),
             Outcome::Done => Err(Error::new(ErrorKind::Io, "block-status gave no status")),
         }
     }

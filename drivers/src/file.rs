@@ -218,7 +218,7 @@ impl File {
         // lseek takes the inode's lock, which may be held for long: not on the loop.
         let extent = io.local().blocking(move || sys::next_extent(&*fd, offset, end)).await?;
         let data = extent.kind == ExtentKind::Data;
-        Ok(Outcome::Status(BlockStatus {
+        Ok(Outcome::from(BlockStatus {
             length: extent.length,
             data,
             zero: !data,

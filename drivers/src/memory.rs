@@ -146,9 +146,7 @@ impl Driver for Memory {
     fn serve<'a>(&'a self, _io: &'a NodeIo, request: Request) -> LocalFuture<'a, Result<Outcome>> {
         Box::pin(async move {
             match request.kind {
-                RequestKind::BlockStatus => {
-                    Ok(Outcome::Status(self.status(request.offset, request.length)))
-                }
+                RequestKind::BlockStatus => Ok(self.status(request.offset, request.length).into()),
                 kind => {
                     let text = format!("a memory disk does not support {}", kind.name());
                     Err(Error::new(ErrorKind::NotSupported, text))

@@ -42,7 +42,7 @@ impl Null {
                 }
                 Ok(Outcome::Done)
             }
-            RequestKind::BlockStatus => Ok(Outcome::Status(BlockStatus {
+            RequestKind::BlockStatus => Ok(Outcome::from(BlockStatus {
                 length: request.length,
                 data: !self.read_zeroes,
                 zero: self.read_zeroes,

@@ -166,12 +166,18 @@ pub struct BlockStatus {
 }
 
 /// What a request answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It is done.
     Done,
-    /// The answer to a block-status request.
-    Status(BlockStatus),
+    /// The answer to a block-status request. Boxed, since completions of all kinds are moved about.
+    Status(Box<BlockStatus>),
+}
+
+impl From<BlockStatus> for Outcome {
+    fn from(status: BlockStatus) -> Outcome {
+        Outcome::Status(Box::new(status))
+    }
 }
 
 /// A completed request, as the completion door hands it out.

@@ -86,7 +86,7 @@ impl Bench {
         length: u64,
     ) -> Result<BlockStatus> {
         match self.ask(door, backend, Request::block_status(offset, length))?.0 {
-            Outcome::Status(status) => Ok(status),
+            Outcome::Status(status) => Ok(*status),
             Outcome::Done => Err(Error::new(ErrorKind::Io, "no status")),
         }
     }

@@ -311,7 +311,7 @@ impl ProbeHandle {
             RequestKind::WriteZeroes => memory[start..start + length].fill(0),
             RequestKind::Discard | RequestKind::Flush => {}
             RequestKind::BlockStatus => {
-                return Ok(Outcome::Status(BlockStatus {
+                return Ok(Outcome::from(BlockStatus {
                     length: request.length,
                     data: true,
                     allocated: true,
@@ -336,7 +336,7 @@ async fn pass_on(io: &NodeIo, request: Request) -> Result<Outcome> {
         RequestKind::Flush => child.flush().await?,
         RequestKind::Truncate => child.truncate(offset).await?,
         RequestKind::BlockStatus => {
-            return child.block_status(offset, length).await.map(Outcome::Status);
+            return child.block_status(offset, length).await.map(Outcome::from);
         }
     }
     Ok(Outcome::Done)

@@ -81,7 +81,7 @@ impl Qcow2 {
                 self.write_zeroes(&layers, offset, length, may_unmap).await?;
             }
             RequestKind::BlockStatus => {
-                return Ok(Outcome::Status(self.status(&layers, offset, length).await?));
+                return Ok(self.status(&layers, offset, length).await?.into());
             }
             RequestKind::Truncate => self.resize(&layers, offset).await?,
         }

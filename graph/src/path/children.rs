@@ -140,7 +140,7 @@ impl Child {
             return Ok(BlockStatus { zero: true, ..BlockStatus::default() });
         }
         match self.perform(Request::block_status(offset, length.min(rest))).await? {
-            Outcome::Status(status) => Ok(status),
+            Outcome::Status(status) => Ok(*status),
             Outcome::Done => Ok(BlockStatus {
                 length: length.min(rest),
                 data: true,

@@ -104,7 +104,7 @@ impl Failing {
             RequestKind::WriteZeroes => file.write_zeroes(offset, length, flags).await?,
             RequestKind::Truncate => file.truncate(offset).await?,
             RequestKind::BlockStatus => {
-                return Ok(Outcome::Status(file.block_status(offset, length).await?));
+                return Ok(file.block_status(offset, length).await?.into());
             }
         }
         Ok(Outcome::Done)

@@ -127,7 +127,7 @@ impl Rig {
 
     pub(crate) fn status(&mut self, offset: u64, length: u64) -> BlockStatus {
         match self.request(Request::block_status(offset, length)).unwrap() {
-            Outcome::Status(status) => status,
+            Outcome::Status(status) => *status,
             Outcome::Done => panic!("no status"),
         }
     }

@@ -228,7 +228,7 @@ impl Driver for VolumeDriver {
                 }
                 RequestKind::Flush => self.perform(Event::Flush).await,
                 RequestKind::Truncate => self.perform(Event::Truncate(offset)).await,
-                RequestKind::BlockStatus => Ok(Outcome::Status(BlockStatus {
+                RequestKind::BlockStatus => Ok(Outcome::from(BlockStatus {
                     length,
                     data: true,
                     allocated: true,

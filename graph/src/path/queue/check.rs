@@ -67,7 +67,7 @@ pub(super) fn outcome_of_nothing(view: &QueueView, request: &mut Request) -> Opt
     }
     match request.kind {
         _ if request.length > 0 => None,
-        RequestKind::BlockStatus => Some(Outcome::Status(BlockStatus::default())),
+        RequestKind::BlockStatus => Some(BlockStatus::default().into()),
         _ => Some(Outcome::Done),
     }
 }
