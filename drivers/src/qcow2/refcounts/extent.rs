@@ -53,15 +53,18 @@ impl FileExtent {
             return Ok(());
         }
         let step = (needed / 16).clamp(MIN_STEP, MAX_STEP);
-        let target = (needed + step).next_multiple_of(self.cluster_size);
-        let target = match file.truncate(target).await {
-            Ok(()) => {
-                *grown = true;
-                target
-            }
-            Err(error) if error.kind() == ErrorKind::NotSupported => u64::MAX,
+        let mut target = (needed + step).next_multiple_of(self.cluster_size);
+        let mut result = file.truncate(target).await;
+        if matches!(&result, Err(error) if error.kind() == ErrorKind::NoSpace) {
+            // No room for a whole step; perhaps there is for what is needed.
+            target = needed.next_multiple_of(self.cluster_size);
+            result = file.truncate(target).await;
+        }
+        match result {
+            Ok(()) => *grown = true,
+            Err(error) if error.kind() == ErrorKind::NotSupported => target = u64::MAX,
             Err(error) => return Err(error),
-        };
+        }
         // Release: partner of the Acquires.
         self.end.store(target, Ordering::Release);
         Ok(())
