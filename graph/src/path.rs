@@ -17,6 +17,7 @@
 
 mod align;
 mod children;
+mod context;
 mod erase;
 mod hold;
 mod leaf;

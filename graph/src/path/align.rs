@@ -6,8 +6,9 @@
 //!     written from an old copy (W12, scenario "serialising").
 //! A2. Memory is bounded: one block for each ragged end, [`CHUNK`] for a bounce.
 
+use super::context::Context;
 use super::hold::SharedHolds;
-use super::serve::{Context, part_of, perform, perform_prepared};
+use super::serve::{part_of, perform, perform_prepared};
 use super::view::NodeIndex;
 use crate::error::Result;
 use crate::node::DetectZeroes;

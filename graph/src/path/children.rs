@@ -1,6 +1,7 @@
 //! What drivers hold while they serve a request: their node, their children, their loop.
 
-use super::serve::{self, Context};
+use super::context::Context;
+use super::serve;
 use super::view::{NodeIndex, QueueView, ROOT};
 use crate::driver::Role;
 use crate::error::{Error, ErrorKind, Result};

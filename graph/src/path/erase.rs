@@ -1,7 +1,8 @@
 //! Write-zeroes where the driver has no better way than writing zeros.
 
 use super::children::NodeIo;
-use super::serve::{Context, perform};
+use super::context::Context;
+use super::serve::perform;
 use super::view::NodeIndex;
 use crate::error::{ErrorKind, Result};
 use crate::request::{Outcome, Request, RequestFlags};

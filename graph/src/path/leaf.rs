@@ -2,8 +2,8 @@
 //! carried on through short counts and interruptions until it is whole.
 #![expect(unsafe_code, reason = "hands memory to the kernel")]
 
+use super::context::Context;
 use super::hold::SharedHolds;
-use super::serve::Context;
 use crate::error::{Error, ErrorKind};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::engine::{RawOp, Sink};

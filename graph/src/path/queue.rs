@@ -32,8 +32,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-pub(crate) use self::core::Ticket;
-
 /// A queue of one origin on one loop. It stays on that loop's thread; its completions are reaped
 /// there and nowhere else.
 ///

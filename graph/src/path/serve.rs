@@ -10,35 +10,18 @@
 
 use super::align;
 use super::children::NodeIo;
+use super::context::Context;
 use super::erase;
-use super::hold::{Holds, SharedHolds};
+use super::hold::SharedHolds;
 use super::leaf::{Transfer, TransferFuture};
-use super::queue::Ticket;
-use super::view::{NodeIndex, QueueView};
+use super::view::NodeIndex;
 use super::walk::{Reason, Step, walk};
 use crate::driver::{LocalFuture, MapRequest};
 use crate::error::Result;
 use crate::request::{Outcome, Request, RequestKind};
 use blockplex_io::buffer::IoVector;
-use blockplex_io::event_loop::Local;
 use smallvec::SmallVec;
 use std::rc::Rc;
-
-/// What everything that runs for one request shares. Cloning is three non-atomic counts.
-#[derive(Clone)]
-pub(crate) struct Context {
-    pub(crate) view: Rc<QueueView>,
-    pub(crate) local: Local,
-    /// The request's admission; none for the control plane.
-    #[expect(dead_code, reason = "held, not read: the admission lasts as long as the context")]
-    pub(crate) ticket: Option<Rc<Ticket>>,
-}
-
-impl Context {
-    pub(crate) fn holds(&self) -> Rc<SharedHolds> {
-        SharedHolds::new(self.view.clone(), self.local.index(), Holds::default())
-    }
-}
 
 /// Serves a request at `node` for the given reason. `holds` is what the walk to the node holds;
 /// it is kept until the end.

@@ -8,9 +8,10 @@ use crate::block_graph::BlockGraph;
 use crate::driver::MapRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::origin::Origin;
+use crate::path::context::{Admission, Context};
 use crate::path::hold::{Holds, SharedHolds};
 use crate::path::leaf::{Next, Transfer};
-use crate::path::serve::{self, Context as ServeContext};
+use crate::path::serve;
 use crate::path::view::{NodeIndex, QueueView, ROOT};
 use crate::path::walk::{Reason, Step, walk};
 use crate::permission::Permissions;
@@ -48,6 +49,8 @@ pub(crate) struct QueueCore {
 
 /// The admission of a request that has left tier 1: shared by everything that runs for it.
 pub(crate) struct Ticket(Rc<QueueCore>);
+
+impl Admission for Ticket {}
 
 impl Drop for Ticket {
     fn drop(&mut self) {
@@ -225,10 +228,10 @@ impl QueueCore {
             }
             Step::Serve { node, reason, flags, offset, length } => {
                 self.slot.set_node(index, view.node(node).view.id().number());
-                let context = ServeContext {
+                let context = Context {
                     view: view.clone(),
                     local: self.local.clone(),
-                    ticket: self.ticket(index),
+                    ticket: self.ticket(index).map(|ticket| ticket as Rc<dyn Admission>),
                 };
                 let part = Request { flags, ..self.part(index, offset, position, length) };
                 let holds = SharedHolds::new(view.clone(), self.loop_index, holds);
@@ -301,7 +304,7 @@ impl QueueCore {
     fn start_serving(
         &self,
         index: u32,
-        context: ServeContext,
+        context: Context,
         node: NodeIndex,
         reason: Reason,
         part: Request,
