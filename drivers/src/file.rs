@@ -438,3 +438,6 @@ fn lock_error(path: &Path, error: LockError) -> Error {
     };
     Error::new(kind, text).caused_by(error)
 }
+
+#[cfg(test)]
+mod tests;
