@@ -94,25 +94,26 @@ impl QueueCore {
     /// Starts a request. For the cookie door, an immediate end is queued for reaping, and the
     /// result is of no use.
     #[inline]
-    pub(super) fn start(&self, request: Request, door: Door) -> Started {
+    pub(super) fn start(&self, mut request: Request, door: Door) -> Started {
         if !self.parked.borrow().is_empty() || !self.slot.try_enter() {
             return Started::Running(self.park(request, door));
         }
-        self.run(request, door)
+        self.run(&mut request, door)
     }
 
-    /// Runs an admitted request.
+    /// Runs an admitted request. By reference: a request was written to memory a moment ago, field
+    /// by field, and a copy of it would have to wait for that.
     #[inline]
-    fn run(&self, mut request: Request, door: Door) -> Started {
+    fn run(&self, request: &mut Request, door: Door) -> Started {
         let view = self.current_view();
-        if let Err(error) = check(&view, &request) {
-            return self.end_now(door, Err(blame(error, &request)), request);
+        if let Err(error) = check(&view, request) {
+            return self.end_now(door, Err(blame(error, request)), request);
         }
-        if let Some(outcome) = outcome_of_nothing(&view, &mut request) {
+        if let Some(outcome) = outcome_of_nothing(&view, request) {
             return self.end_now(door, Ok(outcome), request);
         }
         let mut holds = Holds::default();
-        let step = walk(&view, ROOT, false, &mut self.map_request(&request, 0), &mut holds);
+        let step = walk(&view, ROOT, false, &mut self.map_request(request, 0), &mut holds);
         let whole = request.length;
         match step {
             Step::Done { length } if length == whole && holds.is_empty() => {
@@ -125,7 +126,7 @@ impl QueueCore {
                 self.end_now(door, Ok(Outcome::Done), request)
             }
             step => {
-                let index = self.allocate(request, door);
+                let index = self.allocate(std::mem::replace(request, Request::flush()), door);
                 self.launch(index, view, step, holds)
             }
         }
@@ -377,9 +378,9 @@ impl QueueCore {
 
     /// Ends an admitted request that never had an entry.
     #[inline]
-    fn end_now(&self, door: Door, result: Result<Outcome>, request: Request) -> Started {
+    fn end_now(&self, door: Door, result: Result<Outcome>, request: &mut Request) -> Started {
         self.counters.count(request.kind, request.length, result.is_ok());
-        let vector = request.vector;
+        let vector = std::mem::take(&mut request.vector);
         match door {
             Door::Cookie(cookie) => {
                 self.queue_completion(Completion { cookie, result, vector }, None);
