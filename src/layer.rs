@@ -75,8 +75,9 @@ impl Blockplex {
         self.on_control(move |local| async move {
             let read_only = options.is_read_only()?;
             let opened = Opener::open(&layer, &local, options).await?;
-            layer.remember(&opened, None);
             let result = layer.attach_backend(&name, opened.root, read_only).await;
+            // Not before they are in use: another's clearing up would take them away.
+            layer.remember(&opened, None);
             if result.is_err() {
                 layer.collect_unused().await?;
             }

@@ -2,13 +2,15 @@
 
 use crate::layer::{Blockplex, ImagePlace};
 use crate::open::Opened;
-use blockplex_drivers::file::{File, FileOptions, sys};
+use blockplex_drivers::file::{File, FileOptions};
 use blockplex_drivers::qcow2::{self, CreateOptions, Qcow2, Qcow2Options};
 use blockplex_graph::{
-    Access, Child, DiscardMode, Error, ErrorKind, NodeId, NodeOptions, Permissions, Result, Role,
+    Access, Child, DiscardMode, Error, ErrorKind, NodeId, NodeOptions, NodeView, Permissions,
+    Result, Role,
 };
 use blockplex_io::event_loop::Local;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What to take a snapshot into.
 #[derive(Clone, Debug)]
@@ -37,15 +39,12 @@ impl Blockplex {
     pub async fn snapshot(&self, node: NodeId, options: SnapshotOptions) -> Result<NodeId> {
         let layer = self.clone();
         self.on_control(move |local| async move {
-            let path = options.file.clone();
-            let result = take(&layer, &local, node, options).await;
-            if let Err(error) = &result
-                && error.kind() != ErrorKind::Exists
-            {
-                layer.collect_unused().await?;
-                remove_file(&local, path).await;
-            }
-            result
+            let image = overlay_of(&layer, node, options.cluster_size)?;
+            let new = NewImage { layer: &layer, local: &local, path: &options.file };
+            new.make(options.direct, image, async |file| {
+                put_on_top(&layer, &local, node, file, options.node_name.as_deref()).await
+            })
+            .await
         })
         .await
     }
@@ -54,25 +53,17 @@ impl Blockplex {
     pub async fn create_qcow2(&self, path: impl AsRef<Path>, options: CreateOptions) -> Result<()> {
         let (layer, path) = (self.clone(), path.as_ref().to_owned());
         self.on_control(move |local| async move {
-            let result = create(&layer, &local, &path, false, options).await;
-            layer.collect_unused().await?;
-            if let Err(error) = &result
-                && error.kind() != ErrorKind::Exists
-            {
-                remove_file(&local, path).await;
-            }
-            result.map(drop)
+            let new = NewImage { layer: &layer, local: &local, path: &path };
+            new.make(false, options, async |file| Ok(file)).await?;
+            // Nothing uses the file's node: it was there for the creation only.
+            layer.collect_unused().await
         })
         .await
     }
 }
 
-async fn take(
-    layer: &Blockplex,
-    local: &Local,
-    node: NodeId,
-    options: SnapshotOptions,
-) -> Result<NodeId> {
+/// The image that an overlay of `node` is to be.
+fn overlay_of(layer: &Blockplex, node: NodeId, cluster_size: Option<u64>) -> Result<CreateOptions> {
     let length = layer.graph().topology().node(node).map(|view| view.length());
     let length = length.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("{node:?} is not part of the graph"))
@@ -82,65 +73,112 @@ async fn take(
         Error::new(ErrorKind::NotSupported, text)
     })?;
     let mut image = CreateOptions::new(length);
-    if let Some(cluster_size) = options.cluster_size {
-        image.cluster_size = cluster_size;
-    }
+    image.cluster_size = cluster_size.unwrap_or(image.cluster_size);
     image.backing_name = Some(place.path.into_os_string().into_encoded_bytes());
     image.backing_format = Some(place.format.into());
-    let file = create(layer, local, &options.file, options.direct, image).await?;
-    let driver = {
-        let topology = layer.graph().topology();
-        let view = topology.node(file).ok_or_else(|| Error::new(ErrorKind::NotFound, "no file"))?;
-        let child = Child::for_control(local, view, Permissions::CONSISTENT_READ);
-        Qcow2::open(&child, Qcow2Options::default(), false).await?
-    };
+    Ok(image)
+}
+
+/// Opens the overlay in `file` and puts it in the place of `node`.
+async fn put_on_top(
+    layer: &Blockplex,
+    local: &Local,
+    node: NodeId,
+    file: NodeId,
+    name: Option<&str>,
+) -> Result<NodeId> {
+    let view = file_view(layer, file)?;
+    let child = Child::for_control(local, &view, Permissions::CONSISTENT_READ);
+    let driver = Qcow2::open(&child, Qcow2Options::default(), false).await?;
     let mut change = layer.graph().begin().await;
     let generic = NodeOptions { discard: DiscardMode::Unmap, ..NodeOptions::default() };
     let children = [(Role::File, file), (Role::Backing, node)];
-    let overlay =
-        change.add_node(options.node_name.as_deref(), Box::new(driver), generic, &children)?;
+    let overlay = change.add_node(name, Box::new(driver), generic, &children)?;
     change.replace_node(node, overlay)?;
     let drained = change.drain().await?;
     change.commit(&drained).await?;
-    let place = ImagePlace { path: absolute(&options.file), format: "qcow2" };
-    let opened = Opened { root: overlay, nodes: vec![overlay], images: vec![(overlay, place)] };
-    layer.remember(&opened, None);
     Ok(overlay)
 }
 
-/// Makes a file with a fresh image in it; gives its node, which is implicit.
-async fn create(
-    layer: &Blockplex,
-    local: &Local,
-    path: &Path,
-    direct: bool,
-    options: CreateOptions,
-) -> Result<NodeId> {
-    let opened = path.to_owned();
-    let file = local
-        .blocking(move || {
-            std::fs::File::create_new(&opened).map_err(|error| {
-                let text = format!("Could not create '{}': {error}", opened.display());
+/// A new image in a file that does not exist yet.
+struct NewImage<'a> {
+    layer: &'a Blockplex,
+    local: &'a Local,
+    path: &'a Path,
+}
+
+impl NewImage<'_> {
+    /// Makes the file and a fresh image in it, and lets `finish` use the file's node; gives the
+    /// image's node. When something fails, the file is removed, if it was made here.
+    ///
+    /// The layer learns of the nodes last: until then nothing uses them, and another's clearing up
+    /// must not take them away.
+    async fn make(
+        &self,
+        direct: bool,
+        options: CreateOptions,
+        finish: impl AsyncFnOnce(NodeId) -> Result<NodeId>,
+    ) -> Result<NodeId> {
+        self.create_file().await?;
+        let mut nodes = Vec::new();
+        let result = async {
+            let file = self.add_file(direct).await?;
+            nodes.push(file);
+            let view = file_view(self.layer, file)?;
+            let access = Access::WRITER.needed | Permissions::RESIZE;
+            qcow2::create(&Child::for_control(self.local, &view, access), &options).await?;
+            finish(file).await
+        }
+        .await;
+        let path = std::path::absolute(self.path).unwrap_or_else(|_| self.path.to_owned());
+        let place = |format| ImagePlace { path: path.clone(), format };
+        let mut images: Vec<_> = nodes.iter().map(|file| (*file, place("file"))).collect();
+        if let Ok(image) = &result
+            && !nodes.contains(image)
+        {
+            nodes.push(*image);
+            images.push((*image, place("qcow2")));
+        }
+        let root = nodes.last().copied();
+        if let Some(root) = root {
+            self.layer.remember(&Opened { root, nodes, images }, None);
+        }
+        if result.is_err() {
+            if let Err(error) = self.layer.collect_unused().await {
+                tracing::warn!(%error, "the node of a new file did not close");
+            }
+            remove_file(self.local, self.path.to_owned()).await;
+        }
+        result
+    }
+
+    async fn create_file(&self) -> Result<()> {
+        let path = self.path.to_owned();
+        let create = move || {
+            std::fs::File::create_new(&path).map(drop).map_err(|error| {
+                let text = format!("Could not create '{}': {error}", path.display());
                 let kind = error.raw_os_error().map_or(ErrorKind::Io, ErrorKind::from_errno);
                 Error::new(kind, text).caused_by(error)
-            })?;
-            File::open(&opened, FileOptions { write: true, direct, ..FileOptions::default() })
-        })
-        .await?;
-    debug_assert_eq!(sys::length(&*file.descriptor()?)?, 0, "the file is new");
-    let mut change = layer.graph().begin().await;
-    let node = change.add_node(None, Box::new(file), NodeOptions::default(), &[])?;
-    let drained = change.drain().await?;
-    change.commit(&drained).await?;
-    drop(drained);
-    let place = ImagePlace { path: absolute(path), format: "file" };
-    let opened = Opened { root: node, nodes: vec![node], images: vec![(node, place)] };
-    layer.remember(&opened, None);
-    let view = layer.graph().topology().node(node).cloned();
-    let view = view.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file's node is gone"))?;
-    let access = Access::WRITER.needed | Permissions::RESIZE;
-    qcow2::create(&Child::for_control(local, &view, access), &options).await?;
-    Ok(node)
+            })
+        };
+        self.local.blocking(create).await
+    }
+
+    async fn add_file(&self, direct: bool) -> Result<NodeId> {
+        let path = self.path.to_owned();
+        let how = FileOptions { write: true, direct, ..FileOptions::default() };
+        let file = self.local.blocking(move || File::open(&path, how)).await?;
+        let mut change = self.layer.graph().begin().await;
+        let node = change.add_node(None, Box::new(file), NodeOptions::default(), &[])?;
+        let drained = change.drain().await?;
+        change.commit(&drained).await?;
+        Ok(node)
+    }
+}
+
+fn file_view(layer: &Blockplex, file: NodeId) -> Result<Arc<NodeView>> {
+    let view = layer.graph().topology().node(file).cloned();
+    view.ok_or_else(|| Error::new(ErrorKind::NotFound, "the file's node is gone"))
 }
 
 async fn remove_file(local: &Local, path: PathBuf) {
@@ -151,8 +189,4 @@ async fn remove_file(local: &Local, path: PathBuf) {
             }
         })
         .await;
-}
-
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

@@ -13,4 +13,5 @@ mod limits;
 mod locality;
 mod permission;
 mod request;
+mod snapshot;
 mod stress;
