@@ -15,8 +15,8 @@ use super::erase;
 use super::hold::SharedHolds;
 use super::leaf::{Transfer, TransferFuture};
 use super::view::NodeIndex;
-use super::walk::{Reason, Step, walk};
-use crate::driver::{LocalFuture, MapRequest};
+use super::walk::{Reason, Step, rest_of, walk};
+use crate::driver::LocalFuture;
 use crate::error::Result;
 use crate::request::{Outcome, Request, RequestKind};
 use blockplex_io::buffer::IoVector;
@@ -60,6 +60,9 @@ pub(crate) fn perform_prepared<'a>(
     Box::pin(run(context, node, request, Some(holds)))
 }
 
+/// Transfers in flight, and the nodes whose files they go to.
+type Transfers = SmallVec<[(NodeIndex, TransferFuture); 4]>;
+
 /// With `held`, `node` is prepared, and `held` is kept by every transfer.
 async fn run(
     context: &Context,
@@ -67,7 +70,7 @@ async fn run(
     request: Request,
     held: Option<Rc<SharedHolds>>,
 ) -> Result<Outcome> {
-    let mut transfers: SmallVec<[TransferFuture; 4]> = SmallVec::new();
+    let mut transfers = Transfers::new();
     let mut outcome = Ok(Outcome::Done);
     let mut position = 0u64;
     loop {
@@ -75,7 +78,7 @@ async fn run(
         // while it waited for the next could wait for itself.
         let holds = context.holds();
         let step = holds.with(|holds| {
-            let mut rest = rest_of(context, &request, position);
+            let mut rest = rest_of(&request, position, context.local.index());
             walk(&context.view, node, held.is_some(), &mut rest, holds)
         });
         let length = match step {
@@ -112,18 +115,17 @@ async fn run(
             break;
         }
     }
-    settle(context, node, transfers, outcome).await
+    settle(context, transfers, outcome).await
 }
 
 /// Waits for all transfers, whatever has failed: nothing may run on when the caller hears of the
 /// end.
 async fn settle(
     context: &Context,
-    node: NodeIndex,
-    transfers: SmallVec<[TransferFuture; 4]>,
+    transfers: Transfers,
     mut outcome: Result<Outcome>,
 ) -> Result<Outcome> {
-    for transfer in transfers {
+    for (node, transfer) in transfers {
         if let Err(error) = transfer.await
             && outcome.is_ok()
         {
@@ -131,18 +133,6 @@ async fn settle(
         }
     }
     outcome
-}
-
-fn rest_of<'a>(context: &Context, request: &'a Request, position: u64) -> MapRequest<'a> {
-    MapRequest {
-        kind: request.kind,
-        flags: request.flags,
-        offset: request.offset + position,
-        length: request.length - position,
-        vector: &request.vector,
-        position: position as usize,
-        loop_index: context.local.index(),
-    }
 }
 
 /// The part of a request that is served at another node, where it starts at `offset`.
@@ -171,7 +161,7 @@ fn start(
     request: &Request,
     place: Place,
     holds: (Rc<SharedHolds>, Option<Rc<SharedHolds>>),
-    transfers: &mut SmallVec<[TransferFuture; 4]>,
+    transfers: &mut Transfers,
 ) {
     let writes = request.kind == RequestKind::Write;
     let durable = writes && request.flags.fua;
@@ -182,7 +172,8 @@ fn start(
         let (offset, position) = (place.offset + done, (place.position + done) as usize);
         let transfer = Transfer::new(writes, durable, place.fd, offset, position, count as usize);
         let vector = request.vector.clone();
-        transfers.push(TransferFuture::start(context, transfer, vector, holds.clone()));
+        let started = TransferFuture::start(context, transfer, vector, holds.clone());
+        transfers.push((place.node, started));
         done += count;
     }
 }

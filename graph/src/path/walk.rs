@@ -4,7 +4,7 @@ use super::hold::Holds;
 use super::view::{NodeIndex, QueueView};
 use crate::driver::{Map, MapRequest, Role};
 use crate::error::Error;
-use crate::request::{RequestFlags, RequestKind};
+use crate::request::{Request, RequestFlags, RequestKind};
 use blockplex_io::lock::RangeMode;
 use std::os::fd::RawFd;
 
@@ -31,6 +31,19 @@ pub(crate) enum Reason {
     Bounce,
     /// The driver's answer takes a future.
     Driver,
+}
+
+/// What is left of a request from byte `position` on, as drivers see it.
+pub(crate) fn rest_of(request: &Request, position: u64, loop_index: usize) -> MapRequest<'_> {
+    MapRequest {
+        kind: request.kind,
+        flags: request.flags,
+        offset: request.offset + position,
+        length: request.length - position,
+        vector: &request.vector,
+        position: position as usize,
+        loop_index,
+    }
 }
 
 /// Walks from `start`. `request` is narrowed as the walk goes on. With `prepared`, the start node

@@ -5,7 +5,6 @@ use super::check::{blame, check, outcome_of_nothing, record_of};
 use super::table::{Door, Entry, Op, Place, Table, op_of, token_of};
 use crate::account::Counters;
 use crate::block_graph::BlockGraph;
-use crate::driver::MapRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::origin::Origin;
 use crate::path::context::{Admission, Context};
@@ -13,7 +12,7 @@ use crate::path::hold::{Holds, SharedHolds};
 use crate::path::leaf::{Next, Transfer};
 use crate::path::serve;
 use crate::path::view::{NodeIndex, QueueView, ROOT};
-use crate::path::walk::{Reason, Step, walk};
+use crate::path::walk::{Reason, Step, rest_of, walk};
 use crate::permission::Permissions;
 use crate::request::{Completion, Outcome, Request, RequestKind};
 use blockplex_drain::Slot;
@@ -113,7 +112,7 @@ impl QueueCore {
             return self.end_now(door, Ok(outcome), request);
         }
         let mut holds = Holds::default();
-        let step = walk(&view, ROOT, false, &mut self.map_request(request, 0), &mut holds);
+        let step = walk(&view, ROOT, false, &mut rest_of(request, 0, self.loop_index), &mut holds);
         let whole = request.length;
         match step {
             Step::Done { length } if length == whole && holds.is_empty() => {
@@ -129,18 +128,6 @@ impl QueueCore {
                 let index = self.allocate(std::mem::replace(request, Request::flush()), door);
                 self.launch(index, view, step, holds)
             }
-        }
-    }
-
-    pub(super) fn map_request<'a>(&self, request: &'a Request, position: usize) -> MapRequest<'a> {
-        MapRequest {
-            kind: request.kind,
-            flags: request.flags,
-            offset: request.offset + position as u64,
-            length: request.length - position as u64,
-            vector: &request.vector,
-            position,
-            loop_index: self.loop_index,
         }
     }
 
@@ -178,7 +165,7 @@ impl QueueCore {
 
     fn walk_on(&self, index: u32, view: &QueueView, position: u64) -> (Step, Holds) {
         let mut table = self.table.borrow_mut();
-        let mut request = self.map_request(&table.entry(index).request, position as usize);
+        let mut request = rest_of(&table.entry(index).request, position, self.loop_index);
         let mut holds = Holds::default();
         let step = walk(view, ROOT, false, &mut request, &mut holds);
         (step, holds)
@@ -197,7 +184,7 @@ impl QueueCore {
             Step::File { node, fd, offset, length } => {
                 self.slot.set_node(index, view.node(node).view.id().number());
                 let max = view.node(node).max_transfer;
-                let mut place = Place { fd, offset, position: position as usize, length };
+                let mut place = Place { node, fd, offset, position: position as usize, length };
                 if length <= max {
                     self.start_transfer(index, place, holds, None);
                     return length;
@@ -262,7 +249,7 @@ impl QueueCore {
         let entry = table.entry(index);
         let writes = entry.request.kind == RequestKind::Write;
         let durable = writes && entry.request.flags.fua;
-        let Place { fd, offset, position, length } = place;
+        let Place { node, fd, offset, position, length } = place;
         let mut transfer = Transfer::new(writes, durable, fd, offset, position, length as usize);
         let mut part = None;
         if !transfer.fits(&entry.request.vector) {
@@ -271,7 +258,7 @@ impl QueueCore {
             part = Some(vector);
         }
         entry.left += 1;
-        entry.ops.push(Op { transfer, part, holds, shared });
+        entry.ops.push(Op { node, transfer, part, holds, shared });
         let token = token_of(index, entry.ops.len() - 1);
         self.submit_op(entry, token);
     }
@@ -518,14 +505,17 @@ impl Sink for QueueCore {
                     return self.submit_op(entry, token);
                 }
                 ended => {
-                    if let Some(view) = &entry.view {
-                        op.holds.release(view, self.loop_index);
-                    }
-                    op.shared = None;
-                    match ended {
+                    let mut result = match ended {
                         Next::Failed(error) => Err(error),
                         _ => Ok(Outcome::Done),
+                    };
+                    if let Some(view) = &entry.view {
+                        op.holds.release(view, self.loop_index);
+                        let name = view.node(op.node).view.name();
+                        result = result.map_err(|error| error.at_node(name));
                     }
+                    op.shared = None;
+                    result
                 }
             }
         };

@@ -6,7 +6,7 @@ use super::table::Door;
 use crate::error::Error;
 use crate::path::hold::Holds;
 use crate::path::view::ROOT;
-use crate::path::walk::walk;
+use crate::path::walk::{rest_of, walk};
 use crate::request::{Completion, Outcome, Request};
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -53,7 +53,7 @@ impl QueueCore {
             match checked.map(|()| outcome_of_nothing(&view, &mut entry.request)) {
                 Ok(None) => {
                     let mut holds = Holds::default();
-                    let mut request = self.map_request(&entry.request, 0);
+                    let mut request = rest_of(&entry.request, 0, self.loop_index);
                     let step = walk(&view, ROOT, false, &mut request, &mut holds);
                     (step, holds)
                 }

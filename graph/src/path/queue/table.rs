@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::path::hold::{Holds, SharedHolds};
 use crate::path::leaf::Transfer;
 use crate::path::queue::core::Ticket;
-use crate::path::view::QueueView;
+use crate::path::view::{NodeIndex, QueueView};
 use crate::request::{Completion, Outcome, Request};
 use blockplex_io::buffer::IoVector;
 use smallvec::SmallVec;
@@ -38,6 +38,8 @@ pub(crate) struct Entry {
 }
 
 pub(crate) struct Op {
+    /// The node whose file it goes to.
+    pub(super) node: NodeIndex,
     pub(super) transfer: Transfer,
     /// The part of the request's vector that it is about, when that cannot be told from the whole.
     pub(super) part: Option<IoVector>,
@@ -51,6 +53,7 @@ pub(crate) struct Op {
 /// Where a piece of a request is: in a file, and in the request's memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
+    pub(super) node: NodeIndex,
     pub(super) fd: i32,
     pub(super) offset: u64,
     pub(super) position: usize,
