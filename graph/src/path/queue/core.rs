@@ -409,6 +409,9 @@ impl QueueCore {
         let count = done.len().min(max);
         if into.is_empty() && count == done.len() {
             std::mem::swap(into, &mut done);
+            // The two lists take turns: as much room in either, so that none grows late, when more
+            // requests than ever end at once.
+            done.reserve(into.capacity());
         } else {
             into.extend(done.drain(..count));
         }
