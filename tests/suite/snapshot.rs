@@ -7,15 +7,16 @@ use std::path::Path;
 const SIZE: u64 = 1 << 20;
 
 fn open(layer: &Blockplex, name: &str, options: OpenOptions) -> Backend {
-    block_on(layer.open(name, options)).unwrap().unwrap()
+    block_on(layer.open(name, options)).expect("off a loop").expect("opens")
 }
 
 fn close(backend: &Backend) {
-    block_on(backend.close()).unwrap().unwrap();
+    block_on(backend.close()).expect("off a loop").expect("closes");
 }
 
 fn qcow2(layer: &Blockplex, path: &Path) -> Backend {
-    block_on(layer.create_qcow2(path, CreateOptions::new(SIZE))).unwrap().unwrap();
+    let created = block_on(layer.create_qcow2(path, CreateOptions::new(SIZE)));
+    created.expect("off a loop").expect("creates");
     open(layer, "disk", OpenOptions::image("qcow2", path))
 }
 
