@@ -3,8 +3,10 @@
 use crate::backend::Backend;
 use crate::open::{Opened, Opener};
 use crate::options::OpenOptions;
+use blockplex_graph::driver::Driver;
 use blockplex_graph::{
-    Access, BlockGraph, Error, ErrorKind, NodeId, NodeOptions, Permissions, Result, Role, Scope,
+    Access, BlockGraph, Error, ErrorKind, NodeId, NodeIo, NodeOptions, Permissions, Result, Role,
+    Scope,
 };
 use blockplex_io::event_loop::{IoThread, Local, LoopConfig, LoopHandle};
 use parking_lot::Mutex;
@@ -193,6 +195,38 @@ impl Blockplex {
         self.on_control(
             move |local| async move { section.settle_before(local.sleep(deadline)).await },
         )
+        .await
+    }
+
+    /// Runs management work on the driver of `node`, which must be a `D`, on the control loop, while
+    /// no request reaches the node: snapshots, bitmaps, amendments, whatever one kind of driver
+    /// offers beside the contract. The work has the node's children through its [`NodeIo`].
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`: no such node; `NotSupported`: its driver is another; what the work says.
+    pub async fn manage<D: Driver, T: Send + 'static>(
+        &self,
+        node: NodeId,
+        work: impl AsyncFnOnce(&D, &NodeIo) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let layer = self.clone();
+        self.on_control(move |local| async move {
+            let drained = layer.inner.graph.drain(Scope::node(node)).await?;
+            let topology = layer.inner.graph.topology();
+            let view = topology.node(node).ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, format!("{node:?} is not part of the graph"))
+            })?;
+            let io = NodeIo::for_control(&local, view);
+            let driver = view.driver_as::<D>().ok_or_else(|| {
+                let name = view.driver().driver_name();
+                let text = format!("a {name} node has no such operation");
+                Error::new(ErrorKind::NotSupported, text).at_node(view.name())
+            })?;
+            let result = work(driver, &io).await;
+            drop(drained);
+            result
+        })
         .await
     }
 

@@ -23,6 +23,7 @@
 //! | `refcounts`, `limbo` | free clusters, those on their way to being free, and how far the file reaches |
 //! | `writeback` | the order in which metadata reaches the disk |
 //! | `integrity` | the first write, and damaged images |
+//! | `header_update` | changing the header of an open image |
 //!
 //! The codecs are *structures on disk turned into values and back, by pure functions*: nothing in
 //! them reads a file, takes a lock, keeps state or knows of the graph.
@@ -60,6 +61,7 @@ pub mod extension;
 pub mod format_error;
 pub mod geometry;
 pub mod header;
+mod header_update;
 pub mod image_layout;
 mod integrity;
 mod join;

@@ -143,7 +143,7 @@ pub trait PreparedReopen {
 }
 
 /// A driver instance: what makes a node what it is. See the page of this module for the rules.
-pub trait Driver: Send + Sync + 'static {
+pub trait Driver: Any + Send + Sync {
     /// The driver's name in options: `qcow2`, `file`, ….
     fn driver_name(&self) -> &'static str;
 

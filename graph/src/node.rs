@@ -8,6 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::Limits;
 use crate::permission::Access;
 use blockplex_io::lock::RangeLock;
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -151,6 +152,11 @@ impl NodeView {
     /// Its driver.
     pub fn driver(&self) -> &dyn Driver {
         &*self.node.driver
+    }
+
+    /// Its driver, if it is a `D`: for what one kind of driver offers beside the contract.
+    pub fn driver_as<D: Driver>(&self) -> Option<&D> {
+        (self.driver() as &dyn Any).downcast_ref()
     }
 
     /// The options that every node has.

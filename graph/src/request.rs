@@ -64,6 +64,8 @@ pub struct RequestFlags {
     /// Write-zeroes fails with [`NotSupported`](crate::ErrorKind::NotSupported) rather than write
     /// zeros out.
     pub no_fallback: bool,
+    /// The data of this write is stored compressed: whole clusters that nothing was written to.
+    pub compressed: bool,
 }
 
 /// One request. Offsets and lengths are in bytes.
@@ -142,6 +144,14 @@ impl Request {
     #[must_use]
     pub fn no_fallback(mut self) -> Request {
         self.flags.no_fallback = true;
+        self
+    }
+
+    /// Has a write stored compressed. A node that cannot fails it with
+    /// [`NotSupported`](crate::ErrorKind::NotSupported).
+    #[must_use]
+    pub fn compressed(mut self) -> Request {
+        self.flags.compressed = true;
         self
     }
 }
