@@ -167,6 +167,9 @@ pub struct BlockStatus {
     pub zero: bool,
     /// It is allocated in the node asked, not in one that backs it.
     pub allocated: bool,
+    /// It is allocated in a node that backs the one asked, or lies beyond the end of one. When
+    /// neither this nor `allocated` is set, it reads as zeros because nothing holds it.
+    pub backed: bool,
     /// It is stored compressed.
     pub compressed: bool,
     /// The offset of the data in the file at the bottom, where that is linear.

@@ -48,9 +48,14 @@ impl Qcow2 {
             Some(backing) if inside > 0 => {
                 let below = backing.block_status(offset, inside).await?;
                 let length = below.length.clamp(1, inside);
-                Ok(BlockStatus { length, allocated: false, depth: below.depth + 1, ..below })
+                let (backed, depth) = (below.allocated || below.backed, below.depth + 1);
+                Ok(BlockStatus { length, allocated: false, backed, depth, ..below })
             }
-            _ => Ok(BlockStatus { length, zero: true, ..BlockStatus::default() }),
+            // What a node further down may hold here is hidden by the end of this one.
+            Some(_) => {
+                Ok(BlockStatus { length, zero: true, backed: true, ..BlockStatus::default() })
+            }
+            None => Ok(BlockStatus { length, zero: true, ..BlockStatus::default() }),
         }
     }
 }

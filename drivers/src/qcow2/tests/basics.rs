@@ -218,6 +218,23 @@ fn a_disk_may_end_anywhere_in_a_cluster() {
 }
 
 #[test]
+fn a_status_tells_what_a_chain_holds_from_what_nobody_holds() {
+    let scratch = Scratch::new();
+    let volume = Volume::from_file(&scratch.create("", "1M"));
+    let backing = Some(Volume::new(&[0x77; 65_536]));
+    let mut rig = Rig::open(&volume, Setup { backing, ..Setup::default() }).unwrap();
+    let below = rig.status(0, 1 << 20);
+    assert!(below.data && below.backed && !below.allocated && below.depth == 1);
+    let beyond = rig.status(65_536, 1 << 20);
+    assert!(beyond.zero && beyond.backed && !beyond.allocated);
+    rig.close();
+    let mut rig = Rig::writable(&volume);
+    let nowhere = rig.status(0, 1 << 20);
+    assert!(nowhere.zero && !nowhere.backed && !nowhere.allocated);
+    rig.close();
+}
+
+#[test]
 fn write_zeroes_keeps_the_cluster_unless_it_may_unmap() {
     let scratch = Scratch::new();
     let path = scratch.create("", "1M");
