@@ -19,7 +19,7 @@
 //! | `open`, `create` | opening with every table checked first; new images |
 //! | `driver` | the driver contract: tier 1, and who serves what |
 //! | `lookup`, `slice_cache`, `slice`, `l1_table`, `loader` | the mapping in memory |
-//! | `read`, `write`, `erase`, `status`, `resize` | the requests |
+//! | `read`, `write`, `compressed_write`, `erase`, `status`, `resize` | the requests |
 //! | `refcounts`, `limbo` | free clusters, those on their way to being free, and how far the file reaches |
 //! | `writeback` | the order in which metadata reaches the disk |
 //! | `integrity` | the first write, and damaged images |
@@ -53,6 +53,7 @@
 //! mutexes that are held for some instructions.
 
 pub mod codec;
+mod compressed_write;
 mod create;
 mod driver;
 pub mod entry;
@@ -91,7 +92,7 @@ pub use open::{BackingReference, ImageInformation, Qcow2Options};
 
 use blockplex_drain::Grace;
 use blockplex_io::lock::{CoMutex, RangeLock};
-use codec::Decompressor;
+use codec::{Compressor, Decompressor};
 use entry::Version;
 use geometry::Geometry;
 use header::Header;
@@ -139,6 +140,8 @@ pub struct Qcow2 {
     integrity: Integrity,
     /// Decompressors at rest.
     decompressors: Mutex<Vec<Decompressor>>,
+    /// Compressors at rest.
+    compressors: Mutex<Vec<Compressor>>,
 }
 
 impl std::fmt::Debug for Qcow2 {

@@ -173,6 +173,8 @@ pub trait Driver: Any + Send + Sync {
     /// Tier 2: serves a request, or the part of one that `map` answered with [`Map::Async`].
     ///
     /// * Reads fill the vector, writes take it; a write with `flags.fua` is durable on return.
+    ///   `flags.compressed` is passed on, obeyed, or refused with `NotSupported`; nodes without
+    ///   children are not asked.
     /// * Write-zeroes fails with `NotSupported` when the driver cannot do it better than by writing
     ///   zeros: the request path then does that, unless `flags.no_fallback`. `fua` is not set;
     ///   `may_unmap` only when the node passes discards on.

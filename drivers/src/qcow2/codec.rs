@@ -161,45 +161,72 @@ fn unzstd(
     }
 }
 
-/// Compresses one cluster. `None` when that saves nothing: the cluster is better stored as it
-/// is.
+/// Compresses clusters, one after the other, for images of one compression type.
 ///
-/// Any thread may call this; it takes up to some ten milliseconds for a large cluster, so it
-/// does not belong on an event loop.
-///
-/// # Errors
-///
-/// [`CodecError::Setup`] when the library has no memory.
-pub fn compress(kind: CompressionType, cluster: &[u8]) -> Result<Option<Vec<u8>>, CodecError> {
-    // One byte less than the cluster: what does not fit is not worth it.
-    let mut compressed = vec![0; cluster.len().saturating_sub(1)];
-    let written = match kind {
-        CompressionType::Deflate => deflate(cluster, &mut compressed),
-        CompressionType::Zstd => rezstd(cluster, &mut compressed)?,
-    };
-    Ok(written.map(|length| {
-        compressed.truncate(length);
-        compressed
-    }))
+/// Any thread may use it, one at a time. A call takes up to some ten milliseconds for a large
+/// cluster, so it does not belong on an event loop.
+pub struct Compressor(Outer);
+
+enum Outer {
+    Deflate(Compress),
+    Zstd(CCtx<'static>),
 }
 
-fn deflate(cluster: &[u8], compressed: &mut [u8]) -> Option<usize> {
-    let level = Compression::default();
-    let mut state = Compress::new_with_window_bits(level, false, WINDOW_BITS);
+impl Compressor {
+    /// A compressor; its memory (some hundred KiB to a few MiB) is kept with it.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::Setup`] when the library has no memory.
+    pub fn new(kind: CompressionType) -> Result<Self, CodecError> {
+        Ok(Compressor(match kind {
+            CompressionType::Deflate => {
+                let level = Compression::default();
+                Outer::Deflate(Compress::new_with_window_bits(level, false, WINDOW_BITS))
+            }
+            CompressionType::Zstd => {
+                let mut context = CCtx::try_create().ok_or(CodecError::Setup)?;
+                // The library writes no larger window than the cluster, whose size it sees; the
+                // frame says its content size, so that a reader can decode it in one pass.
+                context
+                    .set_parameter(CParameter::ContentSizeFlag(true))
+                    .map_err(|_| CodecError::Setup)?;
+                Outer::Zstd(context)
+            }
+        }))
+    }
+
+    /// Compresses one cluster. `None` when that saves nothing: the cluster is better stored as it
+    /// is.
+    pub fn compress(&mut self, cluster: &[u8]) -> Option<Vec<u8>> {
+        // One byte less than the cluster: what does not fit is not worth it.
+        let mut compressed = vec![0; cluster.len().saturating_sub(1)];
+        let length = match &mut self.0 {
+            Outer::Deflate(state) => deflate(state, cluster, &mut compressed)?,
+            // The only failure left is an output that is too small.
+            Outer::Zstd(context) => context.compress2(&mut compressed[..], cluster).ok()?,
+        };
+        compressed.truncate(length);
+        Some(compressed)
+    }
+}
+
+impl fmt::Debug for Compressor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Outer::Deflate(_) => "Compressor(Deflate)",
+            Outer::Zstd(_) => "Compressor(Zstd)",
+        })
+    }
+}
+
+fn deflate(state: &mut Compress, cluster: &[u8], compressed: &mut [u8]) -> Option<usize> {
+    state.reset();
     match state.compress(cluster, compressed, FlushCompress::Finish) {
         Ok(Status::StreamEnd) => Some(state.total_out() as usize),
         // The output is full. An error would be no better: the cluster is stored as it is.
         _ => None,
     }
-}
-
-fn rezstd(cluster: &[u8], compressed: &mut [u8]) -> Result<Option<usize>, CodecError> {
-    let mut context = CCtx::try_create().ok_or(CodecError::Setup)?;
-    // The library writes no larger window than the cluster, whose size it sees; the frame says
-    // its content size, so that a reader can decode it in one pass.
-    context.set_parameter(CParameter::ContentSizeFlag(true)).map_err(|_| CodecError::Setup)?;
-    // The only failure left is an output that is too small.
-    Ok(context.compress2(compressed, cluster).ok())
 }
 
 #[cfg(test)]

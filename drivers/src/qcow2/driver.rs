@@ -47,7 +47,7 @@ impl Qcow2 {
 
     fn map_write(&self, request: &MapRequest<'_>) -> Map {
         let MapRequest { offset, length, loop_index, flags, .. } = *request;
-        if flags.fua || !self.may_write_now() {
+        if flags.fua || flags.compressed || !self.may_write_now() {
             return Map::Async { length };
         }
         let pin = self.grace.pin(loop_index);
@@ -68,7 +68,10 @@ impl Qcow2 {
         match kind {
             RequestKind::Read => self.read(&layers, offset, &vector).await?,
             RequestKind::Write => {
-                self.write(&layers, offset, &vector).await?;
+                match flags.compressed {
+                    true => self.write_compressed(&layers, offset, &vector).await?,
+                    false => self.write(&layers, offset, &vector).await?,
+                }
                 if flags.fua {
                     self.flush(&layers).await?;
                 }

@@ -150,6 +150,7 @@ impl Qcow2 {
             header: CoMutex::new(header),
             integrity: Integrity::default(),
             decompressors: Mutex::new(Vec::new()),
+            compressors: Mutex::new(Vec::new()),
         })
     }
 

@@ -9,6 +9,7 @@ mod allocation;
 mod block;
 mod cluster_set;
 mod extent;
+mod packing;
 
 pub(super) use allocation::{AllocationError, HostRun};
 
@@ -112,6 +113,34 @@ impl Refcounts {
     pub(super) async fn allocate_tail(&self, file: &Child, count: u64) -> Result<HostRun> {
         let run = self.retry(file, |allocation| allocation.allocate_tail(count)).await?;
         self.cover(file, run).await
+    }
+
+    /// A place for `size` bytes of a compressed cluster, at most a cluster; other compressed
+    /// clusters are before and behind it.
+    pub(super) async fn allocate_bytes(&self, file: &Child, size: u64) -> Result<u64> {
+        let offset = self.retry(file, |allocation| allocation.allocate_bytes(size)).await?;
+        if let Err(error) = self.extend_file(file).await {
+            self.release_bytes(file, offset, size).await?;
+            return Err(error);
+        }
+        Ok(offset)
+    }
+
+    /// One reference less to the clusters of a place of compressed data.
+    pub(super) async fn release_bytes(&self, file: &Child, offset: u64, size: u64) -> Result<()> {
+        let geometry = self.allocation.lock().geometry;
+        let first = geometry.align_down(offset);
+        self.release(file, first, geometry.clusters_for(offset + size - first)).await
+    }
+
+    /// Whether the cluster at `offset` has one reference left, and gets no other: what has the
+    /// last one may discard its bytes.
+    pub(super) async fn claim_last(&self, file: &Child, offset: u64) -> Result<bool> {
+        self.retry(file, |allocation| {
+            let cluster = offset >> allocation.geometry.cluster_bits();
+            allocation.claim_last(cluster)
+        })
+        .await
     }
 
     /// Makes the file reach over a run that was just allocated, or gives it back.

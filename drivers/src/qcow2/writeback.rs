@@ -205,7 +205,7 @@ impl Qcow2 {
         let mut start = 0;
         for at in 0..=clusters {
             let is_ours =
-                at < clusters && self.refcounts.refcount(file, offset + (at << bits)).await? == 1;
+                at < clusters && self.refcounts.claim_last(file, offset + (at << bits)).await?;
             if is_ours {
                 continue;
             }

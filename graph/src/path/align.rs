@@ -34,7 +34,7 @@ pub(super) async fn prepare(
     let writes = request.kind == RequestKind::Write;
     if writes && local.detects_zeroes && request.vector.is_zero(0, request.vector.len()) {
         let may_unmap = local.view.options().detect_zeroes == DetectZeroes::Unmap;
-        let flags = RequestFlags { may_unmap, ..request.flags };
+        let flags = RequestFlags { may_unmap, compressed: false, ..request.flags };
         let zeroes = Request { flags, ..Request::write_zeroes(request.offset, request.length) };
         return perform(context, node, zeroes).await;
     }
@@ -48,7 +48,8 @@ pub(super) async fn prepare(
         let guard = local.view.node().writes.lock(range, mode).await;
         holds.with(|holds| holds.ranges.push((node, guard.into_token())));
     }
-    if aligned {
+    // What is compressed has another length than the data: alignment does not concern it.
+    if aligned || request.flags.compressed {
         return perform_prepared(context, node, request, holds).await;
     }
     widen(context, node, request, holds).await

@@ -3,7 +3,8 @@
 use super::hold::Holds;
 use super::view::{NodeIndex, QueueView};
 use crate::driver::{Map, MapRequest, Role};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
+use crate::node::NodeView;
 use crate::request::{Request, RequestFlags, RequestKind};
 use blockplex_io::lock::RangeMode;
 use std::os::fd::RawFd;
@@ -116,6 +117,9 @@ fn before_map(
         RequestKind::Read | RequestKind::Write => {}
         _ => return None,
     }
+    if request.flags.compressed && local.view.edges().is_empty() {
+        return Some(Step::Fail { node, error: cannot_compress(&local.view) });
+    }
     let writes = request.kind == RequestKind::Write;
     let misaligned = (request.offset | request.length) & local.request_mask != 0;
     if misaligned || (writes && local.detects_zeroes) {
@@ -133,6 +137,12 @@ fn before_map(
 
 fn serve(node: NodeIndex, reason: Reason, request: &MapRequest<'_>, length: u64) -> Step {
     Step::Serve { node, reason, flags: request.flags, offset: request.offset, length }
+}
+
+/// What has no node below it keeps bytes as they are.
+fn cannot_compress(view: &NodeView) -> Error {
+    let text = format!("a {} node cannot store data compressed", view.driver().driver_name());
+    Error::new(ErrorKind::NotSupported, text)
 }
 
 /// Whether the memory does not suit the node.

@@ -14,6 +14,17 @@ fn decompress(kind: CompressionType, bytes: &[u8], bits: u32) -> Result<Vec<u8>,
     Ok(cluster)
 }
 
+fn compress(kind: CompressionType, cluster: &[u8]) -> Result<Option<Vec<u8>>, CodecError> {
+    let mut compressor = Compressor::new(kind)?;
+    let first = compressor.compress(cluster);
+    assert_eq!(
+        first,
+        compressor.compress(cluster),
+        "a compressor that was used compresses the same"
+    );
+    Ok(first)
+}
+
 /// Bytes that compress well, but not to nothing.
 fn text(length: usize) -> Vec<u8> {
     let lines = (0_u64..).flat_map(|i| format!("line {}\n", i * i % 977).into_bytes());

@@ -40,6 +40,8 @@ pub(super) struct Allocation {
     pub(super) metadata: ClusterSet,
     /// Clusters (first, count) of tables that grew again before they were written.
     pub(super) abandoned: Vec<(u64, u64)>,
+    /// Where the next compressed cluster goes, in a host cluster that others are in (`packing`).
+    pub(super) packing: Option<u64>,
 }
 
 /// Host clusters in a row.
@@ -95,6 +97,7 @@ impl Allocation {
             fresh: geometry.clusters_for(file_length),
             metadata: ClusterSet::default(),
             abandoned: Vec::new(),
+            packing: None,
         }
     }
 
@@ -191,6 +194,7 @@ impl Allocation {
         if left == 0 {
             self.hint = self.hint.min(cluster);
             self.metadata.remove(&cluster);
+            self.stop_packing_in(cluster);
         }
         Attempt::Done(left)
     }
@@ -351,7 +355,7 @@ impl Allocation {
         self.offset_of(self.fresh)
     }
 
-    fn block(&mut self, index: u64) -> Option<&mut Block> {
+    pub(super) fn block(&mut self, index: u64) -> Option<&mut Block> {
         self.clock += 1;
         let block = self.blocks.get_mut(&index)?;
         block.stamp = self.clock;

@@ -6,6 +6,7 @@ use crate::qcow2::testing::Scratch;
 use crate::qcow2::testing::rig::{Rig, Setup};
 use crate::qcow2::testing::volume::{Event, Volume};
 use blockplex_graph::Request;
+use blockplex_io::buffer::IoBuffer;
 
 /// A small generator of numbers: the test prints its seed.
 pub(super) struct Random(pub(super) u64);
@@ -74,7 +75,7 @@ struct Moment {
 
 /// Runs random requests; gives the journal and the moments between them. `legal` of a moment
 /// covers crashes up to the next one.
-fn workload(volume: &Volume, random: &mut Random) -> Vec<Moment> {
+fn workload(volume: &Volume, cluster_size: u64, random: &mut Random) -> Vec<Moment> {
     let mut rig = Rig::open(volume, Setup::default()).unwrap();
     volume.record();
     let mut legal = Legal::new();
@@ -83,7 +84,20 @@ fn workload(volume: &Volume, random: &mut Random) -> Vec<Moment> {
         let start = random.below(SECTORS - 1);
         let longest = if random.below(4) == 0 { 300 } else { 8 };
         let length = 1 + random.below(longest.min(SECTORS - start));
-        let kind = random.below(10);
+        let kind = random.below(11);
+        if kind == 10 {
+            let cluster = (cluster_size / SECTOR).max(1);
+            let start = start / cluster * cluster;
+            write_compressed(
+                volume,
+                &mut rig,
+                start..start + cluster,
+                version,
+                &mut legal,
+                &mut moments,
+            );
+            continue;
+        }
         match kind {
             0..=4 => legal.written(start..start + length, version),
             5..=7 => legal.written(start..start + length, 0),
@@ -129,6 +143,27 @@ fn workload(volume: &Volume, random: &mut Random) -> Vec<Moment> {
     moments
 }
 
+/// A compressed write; one to a place that is taken is refused, and nothing has happened.
+fn write_compressed(
+    volume: &Volume,
+    rig: &mut Rig,
+    sectors: std::ops::Range<u64>,
+    version: u64,
+    legal: &mut Legal,
+    moments: &mut Vec<Moment>,
+) {
+    let before = legal.clone();
+    legal.written(sectors.clone(), version);
+    moments.push(Moment { journal: volume.journal().len(), legal: legal.clone() });
+    let offset = sectors.start * SECTOR;
+    let data: Vec<u8> = sectors.flat_map(|sector| sector_bytes(sector, version)).collect();
+    let memory = IoBuffer::from_slice(&data);
+    if rig.request(Request::write(offset, memory).compressed()).is_err() {
+        *legal = before;
+    }
+    moments.push(Moment { journal: volume.journal().len(), legal: legal.clone() });
+}
+
 /// The file after a crash when `cut` operations had been done: all that was flushed, and some of
 /// the rest.
 fn crashed(base: &[u8], journal: &[Event], random: &mut Random) -> Volume {
@@ -158,7 +193,8 @@ fn crash_test(options: &str, seed: u64) {
     let mut random = Random(seed);
     let volume = Volume::from_file(&scratch.create(options, "512k"));
     let base = volume.bytes();
-    let moments = workload(&volume, &mut random);
+    let cluster_size = 1_u64 << u32::from_be_bytes(base[20..24].try_into().unwrap());
+    let moments = workload(&volume, cluster_size, &mut random);
     let journal = volume.journal();
     let path = scratch.path();
     let flushes: Vec<usize> =

@@ -17,6 +17,10 @@ pub(super) fn check(view: &QueueView, request: &Request) -> Result<()> {
     if request.kind.writes() && !view.granted.contains(Permissions::WRITE) {
         return Err(Error::new(ErrorKind::ReadOnly, "the backend is read-only"));
     }
+    if request.flags.compressed && request.kind != RequestKind::Write {
+        let text = format!("a {} cannot be compressed", request.kind.name());
+        return Err(Error::new(ErrorKind::InvalidArgument, text));
+    }
     match request.kind {
         RequestKind::Flush => return Ok(()),
         RequestKind::Truncate => {
