@@ -99,6 +99,8 @@ pub struct BenchOptions {
     pub depth: u32,
     /// Bytes of each request.
     pub block_bytes: u64,
+    /// From the start of one block to the start of the next.
+    pub step_bytes: u64,
     /// Order and direction of the requests.
     pub access: Access,
     /// When to stop.
@@ -190,6 +192,7 @@ fn bench(arguments: BenchArguments) -> Result<BenchOptions, String> {
         iothreads: load.iothreads,
         depth: load.depth,
         block_bytes: load.block_bytes,
+        step_bytes: arguments.step_bytes.unwrap_or(load.block_bytes),
         access: arguments.access,
         goal,
         direct: arguments.direct,

@@ -143,6 +143,7 @@ fn workload_of(
     let shape = Shape {
         access: options.access,
         block_bytes: options.block_bytes,
+        step_bytes: options.step_bytes,
         span_bytes: span,
         iothreads: sharing as u32,
     };

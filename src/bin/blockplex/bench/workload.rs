@@ -35,6 +35,9 @@ pub struct Shape {
     pub access: Access,
     /// Bytes of each request, above 0.
     pub block_bytes: u64,
+    /// From the start of one block to the start of the next, above 0: at least `block_bytes`, or
+    /// blocks overlap.
+    pub step_bytes: u64,
     /// The part of the disk used, from its start, in bytes. What is left of it
     /// after the last whole block is not touched.
     pub span_bytes: u64,
@@ -64,7 +67,7 @@ impl std::error::Error for TooSmall {}
 pub struct Workload {
     random: Random,
     access: Access,
-    block_bytes: u64,
+    step_bytes: u64,
     /// The blocks this iothread goes to: `first..first + blocks`, `blocks` > 0.
     first: u64,
     blocks: u64,
@@ -78,7 +81,8 @@ impl Workload {
     /// # Errors
     /// If there is no block for it.
     pub fn new(shape: &Shape, seed: u64, iothread: u32) -> Result<Self, TooSmall> {
-        let total = shape.span_bytes / shape.block_bytes;
+        let steps = |room: u64| room / shape.step_bytes + 1;
+        let total = shape.span_bytes.checked_sub(shape.block_bytes).map_or(0, steps);
         let iothreads = u64::from(shape.iothreads);
         let (first, blocks) = match shape.access.order {
             Order::Random => (0, total),
@@ -92,12 +96,13 @@ impl Workload {
                 Order::Random => 1,
                 Order::Sequential => iothreads,
             };
-            return Err(TooSmall { needed: fewest.saturating_mul(shape.block_bytes) });
+            let others = (fewest - 1).saturating_mul(shape.step_bytes);
+            return Err(TooSmall { needed: others.saturating_add(shape.block_bytes) });
         }
         Ok(Self {
             random: Random::new(seed, u64::from(iothread)),
             access: shape.access,
-            block_bytes: shape.block_bytes,
+            step_bytes: shape.step_bytes,
             first,
             blocks,
             next: 0,
@@ -120,7 +125,7 @@ impl Workload {
                 block
             }
         };
-        Request { direction, offset: (self.first + block) * self.block_bytes }
+        Request { direction, offset: (self.first + block) * self.step_bytes }
     }
 }
 
@@ -129,7 +134,16 @@ mod tests {
     use super::*;
 
     fn shape(access: &str, span_bytes: u64, iothreads: u32) -> Shape {
-        Shape { access: access.parse().unwrap(), block_bytes: 4096, span_bytes, iothreads }
+        let access = access.parse().unwrap();
+        Shape { access, block_bytes: 4096, step_bytes: 4096, span_bytes, iothreads }
+    }
+
+    #[test]
+    fn blocks_lie_a_step_apart() {
+        let shape = Shape { step_bytes: 65536, ..shape("write", 2 * 65536 + 4096, 1) };
+        let mut workload = Workload::new(&shape, 1, 0).unwrap();
+        let offsets = [0, 1, 2, 0].map(|step| step * 65536);
+        assert_eq!(offsets.map(|_| workload.request().offset), offsets);
     }
 
     #[test]

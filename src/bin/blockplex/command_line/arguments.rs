@@ -54,6 +54,10 @@ pub(super) struct BenchArguments {
     #[arg(long, value_name = "N", conflicts_with = "runtime", value_parser = value::request_count)]
     pub(super) count: Option<u64>,
 
+    /// Blocks lie SIZE apart, instead of one behind the other
+    #[arg(long = "step", value_name = "SIZE", value_parser = value::block_bytes)]
+    pub(super) step_bytes: Option<u64>,
+
     /// Bypass the host's page cache (O_DIRECT)
     #[arg(long)]
     pub(super) direct: bool,

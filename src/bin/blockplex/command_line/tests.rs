@@ -57,6 +57,7 @@ fn bench_takes_all_its_options() {
         iothreads: 4,
         depth: 8,
         block_bytes: 64 << 10,
+        step_bytes: 64 << 10,
         access: Access { order: Order::Random, read_percent: 70 },
         goal: Goal::Count(1000),
         direct: true,
