@@ -9,6 +9,8 @@ use blockplex_graph::{
     Result, Role,
 };
 use blockplex_io::event_loop::Local;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -49,7 +51,8 @@ impl Blockplex {
         .await
     }
 
-    /// Creates a qcow2 image in a new file. Fails when the file exists.
+    /// Creates a qcow2 image in a new file, and its external data file, if it is to have one, in
+    /// another one (the name is relative to the image's folder). Fails when a file exists.
     pub async fn create_qcow2(&self, path: impl AsRef<Path>, options: CreateOptions) -> Result<()> {
         let (layer, path) = (self.clone(), path.as_ref().to_owned());
         self.on_control(move |local| async move {
@@ -119,20 +122,34 @@ impl NewImage<'_> {
         options: CreateOptions,
         finish: impl AsyncFnOnce(NodeId) -> Result<NodeId>,
     ) -> Result<NodeId> {
-        self.create_file().await?;
+        create_file(self.local, self.path).await?;
+        let data = options.data_file.as_ref().map(|name| self.beside(name));
+        if let Some(data) = &data
+            && let Err(error) = create_file(self.local, data).await
+        {
+            remove_file(self.local, self.path.to_owned()).await;
+            return Err(error);
+        }
         let mut nodes = Vec::new();
         let result = async {
-            let file = self.add_file(direct).await?;
+            let file = self.add_file(self.path, direct).await?;
             nodes.push(file);
-            let view = file_view(self.layer, file)?;
-            let access = Access::WRITER.needed | Permissions::RESIZE;
-            qcow2::create(&Child::for_control(self.local, &view, access), &options).await?;
+            let child = self.child(file)?;
+            match &data {
+                None => qcow2::create(&child, &options).await?,
+                Some(path) => {
+                    let data = self.add_file(path, direct).await?;
+                    nodes.push(data);
+                    let data = self.child(data)?;
+                    qcow2::create_with_data_file(&child, &data, &options).await?;
+                }
+            }
             finish(file).await
         }
         .await;
         let path = std::path::absolute(self.path).unwrap_or_else(|_| self.path.to_owned());
         let place = |format| ImagePlace { path: path.clone(), format };
-        let mut images: Vec<_> = nodes.iter().map(|file| (*file, place("file"))).collect();
+        let mut images: Vec<_> = nodes.iter().take(1).map(|file| (*file, place("file"))).collect();
         if let Ok(image) = &result
             && !nodes.contains(image)
         {
@@ -148,24 +165,27 @@ impl NewImage<'_> {
                 tracing::warn!(%error, "the node of a new file did not close");
             }
             remove_file(self.local, self.path.to_owned()).await;
+            if let Some(data) = data {
+                remove_file(self.local, data).await;
+            }
         }
         result
     }
 
-    async fn create_file(&self) -> Result<()> {
-        let path = self.path.to_owned();
-        let create = move || {
-            std::fs::File::create_new(&path).map(drop).map_err(|error| {
-                let text = format!("Could not create '{}': {error}", path.display());
-                let kind = error.raw_os_error().map_or(ErrorKind::Io, ErrorKind::from_errno);
-                Error::new(kind, text).caused_by(error)
-            })
-        };
-        self.local.blocking(create).await
+    /// The file that the image calls `name`.
+    fn beside(&self, name: &[u8]) -> PathBuf {
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        folder.join(OsStr::from_bytes(name))
     }
 
-    async fn add_file(&self, direct: bool) -> Result<NodeId> {
-        let path = self.path.to_owned();
+    fn child(&self, file: NodeId) -> Result<Child> {
+        let view = file_view(self.layer, file)?;
+        let access = Access::WRITER.needed | Permissions::RESIZE;
+        Ok(Child::for_control(self.local, &view, access))
+    }
+
+    async fn add_file(&self, path: &Path, direct: bool) -> Result<NodeId> {
+        let path = path.to_owned();
         let how = FileOptions { write: true, direct, ..FileOptions::default() };
         let file = self.local.blocking(move || File::open(&path, how)).await?;
         let mut change = self.layer.graph().begin().await;
@@ -174,6 +194,18 @@ impl NewImage<'_> {
         change.commit(&drained).await?;
         Ok(node)
     }
+}
+
+async fn create_file(local: &Local, path: &Path) -> Result<()> {
+    let path = path.to_owned();
+    let create = move || {
+        std::fs::File::create_new(&path).map(drop).map_err(|error| {
+            let text = format!("Could not create '{}': {error}", path.display());
+            let kind = error.raw_os_error().map_or(ErrorKind::Io, ErrorKind::from_errno);
+            Error::new(kind, text).caused_by(error)
+        })
+    };
+    local.blocking(create).await
 }
 
 fn file_view(layer: &Blockplex, file: NodeId) -> Result<Arc<NodeView>> {

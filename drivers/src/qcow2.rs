@@ -20,6 +20,7 @@
 //! | `driver` | the driver contract: tier 1, and who serves what |
 //! | `lookup`, `slice_cache`, `slice`, `l1_table`, `loader` | the mapping in memory |
 //! | `read`, `write`, `compressed_write`, `erase`, `status`, `resize` | the requests |
+//! | `data_file` | where the guest's clusters are: the file, or an external data file |
 //! | `refcounts`, `limbo` | free clusters, those on their way to being free, and how far the file reaches |
 //! | `writeback` | the order in which metadata reaches the disk |
 //! | `integrity` | the first write, and damaged images |
@@ -55,6 +56,7 @@
 pub mod codec;
 mod compressed_write;
 mod create;
+mod data_file;
 mod driver;
 pub mod entry;
 mod erase;
@@ -86,13 +88,14 @@ mod tests;
 mod write;
 mod writeback;
 
-pub use create::create;
+pub use create::{create, create_with_data_file};
 pub use image_layout::CreateOptions;
 pub use open::{BackingReference, ImageInformation, Qcow2Options};
 
 use blockplex_drain::Grace;
 use blockplex_io::lock::{CoMutex, RangeLock};
 use codec::{Compressor, Decompressor};
+use data_file::ExternalData;
 use entry::Version;
 use geometry::Geometry;
 use header::Header;
@@ -109,7 +112,8 @@ use writeback::Rounds;
 
 /// An open qcow2 image: the driver of a node. See the page of this module.
 ///
-/// Its children are, in this order, the file and, if there is one, the backing node. An image
+/// Its children are, in this order, the file and, where there are any, the external data file and the
+/// backing node. An image
 /// whose header names a backing file and that has no backing child reads as zeros where it has
 /// nothing of its own.
 pub struct Qcow2 {
@@ -128,6 +132,9 @@ pub struct Qcow2 {
     l1_turns: Box<[CoMutex<()>]>,
     slices: Arc<SliceCache>,
     refcounts: Arc<Refcounts>,
+    /// The edge to what holds the guest's clusters.
+    data_edge: usize,
+    external: Option<ExternalData>,
     /// Who was told of host clusters.
     grace: Grace,
     limbo: Limbo,

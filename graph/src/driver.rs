@@ -39,6 +39,8 @@ pub type LocalFuture<'a, T> = StdPin<Box<dyn Future<Output = T> + 'a>>;
 pub enum Role {
     /// The file that holds a format's data and metadata.
     File,
+    /// The file that holds a format's data, and nothing else of it.
+    Data,
     /// What is read where an overlay has nothing of its own.
     Backing,
     /// What a filter filters.
@@ -50,6 +52,7 @@ impl Role {
     pub fn name(self) -> &'static str {
         match self {
             Role::File | Role::Filtered => "file",
+            Role::Data => "data-file",
             Role::Backing => "backing",
         }
     }

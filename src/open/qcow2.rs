@@ -1,4 +1,4 @@
-//! Opening qcow2 images, and the chain of backing files that they name.
+//! Opening qcow2 images, with the external data files and the chain of backing files that they name.
 
 use super::driver::Description;
 use super::{Inherited, OpenNode, Opener};
@@ -9,7 +9,7 @@ use blockplex_drivers::open_gate::{self, escape_bytes};
 use blockplex_drivers::options::{OptionTree, Reference};
 use blockplex_drivers::qcow2::{BackingReference, Qcow2, Qcow2Options};
 use blockplex_drivers::raw::Raw;
-use blockplex_graph::{Error, ErrorKind, NodeId, NodeOptions, OriginId, Result, Role};
+use blockplex_graph::{DiscardMode, Error, ErrorKind, NodeId, NodeOptions, OriginId, Result, Role};
 use std::path::Path;
 
 /// An image that has been read and not yet added: what is below it comes first.
@@ -19,6 +19,17 @@ struct Level {
     holder: OriginId,
     driver: Qcow2,
     options: NodeOptions,
+    data: Option<NodeId>,
+}
+
+/// What the caller says of an image's external data file.
+enum DataFile {
+    /// Nothing: what the image names is opened, if the gate grants it.
+    Stated,
+    /// It is this one.
+    Given(OpenNode),
+    /// The image is opened without it.
+    Nothing,
 }
 
 /// What a chain of images shares.
@@ -35,13 +46,17 @@ impl Opener<'_> {
         description: Description,
     ) -> Result<OpenNode> {
         let Description { mut tree, options, inherited, .. } = description;
-        let settings = take_settings(&mut tree)?;
+        let mut settings = take_settings(&mut tree)?;
         let backing = tree.take_reference("backing").map_err(invalid)?;
+        let data = self.explicit_data(&mut tree, inherited).await?;
         let file = self.open_child(&mut tree, "file", inherited).await?;
         tree.finish().map_err(invalid)?;
-        let chain =
-            ChainOptions { settings, inherited: Inherited { read_only: true, ..inherited } };
-        let mut levels = vec![self.read_level(name, file.clone(), options, &chain).await?];
+        settings.without_data_file = matches!(data, DataFile::Nothing);
+        let mut chain = ChainOptions { settings, inherited };
+        let mut levels = vec![self.read_level(name, file.clone(), options, &chain, data).await?];
+        // What follows is for the images below.
+        chain.settings.without_data_file = false;
+        chain.inherited.read_only = true;
         let below = match backing {
             Some(Reference::Tree(tree)) => {
                 self.open_tree(tree, chain.inherited).await.map(|node| Some(node.id))
@@ -61,19 +76,103 @@ impl Opener<'_> {
         file: OpenNode,
         options: NodeOptions,
         chain: &ChainOptions,
+        data: DataFile,
     ) -> Result<Level> {
         if let Some(identity) = file.identity {
             self.chain.descend(identity).map_err(|error| refused(&file, error.to_string()))?;
         }
         let (holder, child) = self.hold(file.id, options.read_only).await?;
         match Qcow2::open(&child, chain.settings.clone(), options.read_only).await {
-            Ok(driver) => Ok(Level { name, file, holder, driver, options }),
+            Ok(driver) => {
+                match self.data_of(&driver, &file, data, (options.read_only, chain)).await {
+                    Ok(data) => Ok(Level { name, file, holder, driver, options, data }),
+                    Err(error) => {
+                        self.let_go(holder).await;
+                        Err(error)
+                    }
+                }
+            }
             Err(error) => {
                 self.let_go(holder).await;
                 let kind = error.kind();
                 Err(Error::new(kind, format!("{}: {error}", place_of(&file))).caused_by(error))
             }
         }
+    }
+
+    /// The data file that the options give.
+    async fn explicit_data(
+        &mut self,
+        tree: &mut OptionTree,
+        inherited: Inherited,
+    ) -> Result<DataFile> {
+        Ok(match tree.take_reference("data-file").map_err(invalid)? {
+            None => DataFile::Stated,
+            Some(Reference::Nothing) => DataFile::Nothing,
+            Some(Reference::Name(name)) => DataFile::Given(self.existing(&name)?),
+            Some(Reference::Tree(tree)) => DataFile::Given(self.open_tree(tree, inherited).await?),
+        })
+    }
+
+    /// The data file of an image that has been read: the one that the caller gives, or the one that
+    /// the image names, through the caller's gate and as it is, without a format.
+    async fn data_of(
+        &mut self,
+        image: &Qcow2,
+        by: &OpenNode,
+        given: DataFile,
+        (read_only, chain): (bool, &ChainOptions),
+    ) -> Result<Option<NodeId>> {
+        let stated = image.information().data_file.clone();
+        let data = match (given, stated) {
+            (DataFile::Nothing, _) | (DataFile::Stated, None) => return Ok(None),
+            (DataFile::Given(_), None) => {
+                let text = format!(
+                    "{}: data-file is only for images with an external data file",
+                    place_of(by)
+                );
+                return Err(Error::new(ErrorKind::InvalidArgument, text));
+            }
+            (DataFile::Given(node), Some(_)) => node,
+            (DataFile::Stated, Some(name)) => {
+                self.open_granted(by, name, "data file", read_only, chain).await?
+            }
+        };
+        if let Some(identity) = data.identity {
+            self.chain.claim(identity).map_err(|error| refused(by, error.to_string()))?;
+        }
+        Ok(Some(data.id))
+    }
+
+    /// Opens a file that an image names, through the caller's gate.
+    async fn open_granted(
+        &mut self,
+        by: &OpenNode,
+        name: Vec<u8>,
+        what: &str,
+        read_only: bool,
+        chain: &ChainOptions,
+    ) -> Result<OpenNode> {
+        let directory = by.path.as_deref().and_then(Path::parent).map(Path::to_owned);
+        let gate = self.gate.clone();
+        let access = match read_only {
+            true => open_gate::Access::ReadOnly,
+            false => open_gate::Access::ReadWrite,
+        };
+        let opened =
+            self.local.blocking(move || gate.open_named(directory.as_deref(), &name, access)).await;
+        let (fd, path) = opened.map_err(|error| refused(by, format!("its {what} {error}")))?;
+        let direct = chain.inherited.direct;
+        let how = FileOptions { write: !read_only, direct, ..FileOptions::default() };
+        let file = File::from_fd(fd, &path, how)?;
+        let options = NodeOptions {
+            read_only,
+            no_flush: chain.inherited.no_flush && !read_only,
+            // The image decides what it gives back.
+            discard: if read_only { DiscardMode::Ignore } else { DiscardMode::Unmap },
+            ..NodeOptions::default()
+        };
+        self.add_file(None, file, options, path).await
     }
 
     /// Reads the images that the last of `levels` names, one below the other, until one names
@@ -93,7 +192,7 @@ impl Opener<'_> {
                 ..NodeOptions::default()
             };
             if !is_raw {
-                levels.push(self.read_level(None, file, options, chain).await?);
+                levels.push(self.read_level(None, file, options, chain, DataFile::Stated).await?);
                 continue;
             }
             if let Some(identity) = file.identity {
@@ -133,18 +232,7 @@ impl Opener<'_> {
                 return Err(refused(by, text));
             }
         };
-        let directory = by.path.as_deref().and_then(Path::parent).map(Path::to_owned);
-        let gate = self.gate.clone();
-        let access = open_gate::Access::ReadOnly;
-        let opened =
-            self.local.blocking(move || gate.open_named(directory.as_deref(), &name, access)).await;
-        let (fd, path) =
-            opened.map_err(|error| refused(by, format!("its backing file {error}")))?;
-        let direct = chain.inherited.direct;
-        let how = FileOptions { write: false, direct, ..FileOptions::default() };
-        let file = File::from_fd(fd, &path, how)?;
-        let options = NodeOptions { read_only: true, ..NodeOptions::default() };
-        Ok((self.add_file(None, file, options, path).await?, is_raw))
+        Ok((self.open_granted(by, name, "backing file", true, chain).await?, is_raw))
     }
 
     /// Adds what has been read, from the bottom up; gives the top. When something fails, all files
@@ -156,7 +244,7 @@ impl Opener<'_> {
     ) -> Result<NodeId> {
         let mut result = below;
         while let Some(level) = levels.pop() {
-            let Level { name, file, holder, driver, options } = level;
+            let Level { name, file, holder, driver, options, data } = level;
             let backing = match &result {
                 Ok(backing) => *backing,
                 Err(_) => {
@@ -165,6 +253,7 @@ impl Opener<'_> {
                 }
             };
             let mut children = vec![(Role::File, file.id)];
+            children.extend(data.map(|data| (Role::Data, data)));
             children.extend(backing.map(|backing| (Role::Backing, backing)));
             let driver = Box::new(driver);
             match self.add_held(holder, name.as_deref(), driver, options, &children).await {
@@ -189,6 +278,7 @@ fn take_settings(tree: &mut OptionTree) -> Result<Qcow2Options> {
         l2_cache_size: tree.take_size("l2-cache-size").map_err(invalid)?,
         l2_cache_entry_size: tree.take_size("l2-cache-entry-size").map_err(invalid)?,
         refcount_cache_size: tree.take_size("refcount-cache-size").map_err(invalid)?,
+        without_data_file: false,
     })
 }
 

@@ -1,8 +1,13 @@
 //! New images.
+//!
+//! A raw data file is mapped as a whole from the beginning: the image is opened for that, by the
+//! driver itself, before anybody else has it.
 
 use super::image_layout::{CreateOptions, ImageLayout};
+use super::layers::Layers;
 use super::writeback::write_all;
-use blockplex_graph::{Child, ErrorKind, RequestFlags, Result};
+use super::{Qcow2, Qcow2Options};
+use blockplex_graph::{Child, Error, ErrorKind, RequestFlags, Result};
 use blockplex_io::buffer::IoBuffer;
 
 /// Makes `file` a fresh qcow2 image; what it held is lost. It becomes as long as the image's
@@ -11,10 +16,51 @@ use blockplex_io::buffer::IoBuffer;
 ///
 /// # Errors
 ///
-/// Options that are out of range or contradict each other (nothing was written then); any error
-/// of the file.
+/// Options that are out of range or contradict each other, among them a data file, for which there
+/// is [`create_with_data_file`] (nothing was written then); any error of the file.
 pub async fn create(file: &Child, options: &CreateOptions) -> Result<()> {
     let layout = ImageLayout::new(options)?;
+    if options.data_file.is_some() {
+        let text = "an image with an external data file is created together with that file";
+        return Err(Error::new(ErrorKind::InvalidArgument, text));
+    }
+    write_layout(file, &layout).await
+}
+
+/// As [`create`], with the external data file that the options name in `data`. It gets the length
+/// of the disk; what it holds otherwise stays, and is read if it is raw.
+///
+/// # Errors
+///
+/// As for [`create`]; options that name no data file.
+pub async fn create_with_data_file(
+    file: &Child,
+    data: &Child,
+    options: &CreateOptions,
+) -> Result<()> {
+    let layout = ImageLayout::new(options)?;
+    if options.data_file.is_none() {
+        let text = "the options name no external data file";
+        return Err(Error::new(ErrorKind::InvalidArgument, text));
+    }
+    write_layout(file, &layout).await?;
+    let image = Qcow2::open(file, Qcow2Options::default(), false).await?;
+    let layers = Layers {
+        file: file.clone(),
+        data: Some(data.clone()),
+        backing: None,
+        loop_index: file.local().index(),
+    };
+    image.resize_data_file(&layers, options.size).await?;
+    if options.data_file_raw {
+        image.prepare_for_writing(file).await?;
+        image.map_data_file(&layers, 0, options.size).await?;
+    }
+    image.finish(&layers).await?;
+    data.flush().await
+}
+
+async fn write_layout(file: &Child, layout: &ImageLayout) -> Result<()> {
     match file.truncate(0).await {
         Ok(()) => file.truncate(layout.file_length).await?,
         Err(error) if error.kind() == ErrorKind::NotSupported => {

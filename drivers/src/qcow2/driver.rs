@@ -1,7 +1,7 @@
 //! The driver contract: tier 1, and who serves what in tier 2.
 
 use super::Qcow2;
-use super::layers::{FILE, Layers};
+use super::layers::{Layers, NOWHERE};
 use super::lookup::Place;
 use super::open::{CacheSizes, Qcow2Options};
 use super::refcounts::Refcounts;
@@ -28,9 +28,11 @@ impl Qcow2 {
         let pin = self.grace.pin(loop_index);
         let extent = self.look_up(offset, length.min(size - offset));
         let length = extent.length;
-        if let Place::Data { host, .. } = extent.place {
+        if let Place::Data { host, .. } = extent.place
+            && self.data_edge != NOWHERE
+        {
             let pin = Some(Pin(pin.into_number()));
-            return Map::Child { edge: FILE, offset: host, length, pin };
+            return Map::Child { edge: self.data_edge, offset: host, length, pin };
         }
         self.grace.unpin(loop_index, pin);
         match extent.place {
@@ -53,10 +55,10 @@ impl Qcow2 {
         let pin = self.grace.pin(loop_index);
         let extent = self.look_up(offset, length);
         if let Place::Data { host, copied: true } = extent.place
-            && self.refcounts.is_covered(host, extent.length)
+            && self.is_covered(host, extent.length)
         {
             let pin = Some(Pin(pin.into_number()));
-            return Map::Child { edge: FILE, offset: host, length: extent.length, pin };
+            return Map::Child { edge: self.data_edge, offset: host, length: extent.length, pin };
         }
         self.grace.unpin(loop_index, pin);
         Map::Async { length: extent.length }
@@ -109,7 +111,9 @@ impl Driver for Qcow2 {
     fn child_access(&self, role: Role, parents: Access) -> Access {
         match role {
             Role::Backing => Access::through_backing(),
-            Role::File | Role::Filtered => parents.through_format_file(!self.read_only),
+            Role::File | Role::Data | Role::Filtered => {
+                parents.through_format_file(!self.read_only)
+            }
         }
     }
 

@@ -11,7 +11,8 @@
 //! |---|---|---|
 //! | any | reserved bits set (T04, T09, T13f) | corrupt: a writer that knows these bits has set an incompatible feature bit, so here they are damage. Nothing is dropped silently, nothing needs to be preserved |
 //! | any | offset not on a cluster boundary (T02, T13) | corrupt |
-//! | L1, L2 | offset 0 but COPIED (T05, T07) | corrupt: no cluster, yet "its refcount is 1" |
+//! | L1, L2 | offset 0 but COPIED (T05, T07) | corrupt: no cluster, yet "its refcount is 1"; with an external data file: the cluster at its start |
+//! | L2 | compressed, with an external data file | corrupt: such a file has nothing but plain clusters |
 //! | L2 | zero bit in version 2 (T10) | corrupt: version 2 has no such bit |
 //! | L2 | zero bit with extended L2 | corrupt: subclusters have their own |
 //! | L2 | compressed and COPIED (T15b) | corrupt: a compressed cluster is never written in place |
@@ -69,6 +70,8 @@ pub enum EntryRule {
     ZeroFlag,
     /// A compressed cluster has no COPIED flag.
     CompressedCopied,
+    /// An external data file has no compressed clusters.
+    CompressedExternal,
     /// A compressed cluster is not in the header cluster.
     CompressedInHeader,
     /// A compressed cluster has at least one byte and at most two clusters' worth of sectors.
@@ -113,6 +116,9 @@ impl fmt::Display for EntryError {
             EntryRule::TooFar => f.write_str("points past 2^56"),
             EntryRule::CopiedNothing => f.write_str("has the COPIED flag but no cluster"),
             EntryRule::ZeroFlag => f.write_str("has a zero flag, which this image cannot have"),
+            EntryRule::CompressedExternal => {
+                f.write_str("is compressed, which an external data file cannot have")
+            }
             EntryRule::CompressedCopied => f.write_str("is compressed and has the COPIED flag"),
             EntryRule::CompressedInHeader => f.write_str("points into the header"),
             EntryRule::CompressedLength => f.write_str("has an impossible compressed length"),
@@ -174,14 +180,15 @@ pub enum Cluster {
     Unallocated,
     /// It reads as zeros (version 3).
     Zero {
-        /// A host cluster kept for it: byte offset, a cluster boundary other than 0.
+        /// A host cluster kept for it: byte offset, a cluster boundary; 0 only in an external
+        /// data file.
         host: Option<u64>,
         /// Whether the refcount of the host cluster is exactly 1; false without one.
         copied: bool,
     },
     /// In a host cluster of its own.
     Normal {
-        /// Its offset in bytes, a cluster boundary other than 0.
+        /// Its offset in bytes, a cluster boundary; 0 only in an external data file.
         host: u64,
         /// Whether its refcount is exactly 1.
         copied: bool,
@@ -218,7 +225,13 @@ impl L2Entry {
         let host = decode_offset(raw, COPIED | ZERO, geometry).map_err(&refuse)?;
         let copied = raw & COPIED != 0;
         if host == 0 && copied {
-            return Err(refuse(EntryRule::CopiedNothing));
+            if !geometry.external_data() {
+                return Err(refuse(EntryRule::CopiedNothing));
+            }
+            return Ok(match zero {
+                true => Cluster::Zero { host: Some(0), copied },
+                false => Cluster::Normal { host, copied },
+            });
         }
         Ok(match (host, zero) {
             (0, false) => Cluster::Unallocated,
@@ -242,6 +255,12 @@ impl L2Entry {
         let refused = |(raw, rule)| refusal(Table::L2, raw)(rule);
         match cluster {
             Cluster::Unallocated => Ok(0),
+            Cluster::Normal { host: 0, copied: true } if geometry.external_data() => Ok(COPIED),
+            Cluster::Zero { host: Some(0), copied: true }
+                if geometry.external_data() && zero_flag_allowed(geometry, version) =>
+            {
+                Ok(COPIED | ZERO)
+            }
             Cluster::Normal { host, copied } => {
                 encode_offset(host, flag(copied, COPIED), geometry).map_err(refused)
             }
@@ -321,6 +340,9 @@ fn encode_offset(host: u64, flags: u64, geometry: &Geometry) -> Result<u64, (u64
 fn decode_compressed(raw: u64, geometry: &Geometry) -> Result<Cluster, EntryRule> {
     if raw & COPIED != 0 {
         return Err(EntryRule::CompressedCopied);
+    }
+    if geometry.external_data() {
+        return Err(EntryRule::CompressedExternal);
     }
     let shift = geometry.compressed_count_shift();
     let host = raw & ((1 << shift) - 1);

@@ -39,7 +39,7 @@ impl Qcow2 {
         length: u64,
         may_unmap: bool,
     ) -> Result<()> {
-        self.prepare_for_writing(&layers.file).await?;
+        self.prepare_data(layers).await?;
         let end = offset + length;
         if self.version < Version::V3 && !self.is_zero(layers, offset, length).await? {
             let text = "version 2 has no zero clusters";
@@ -62,7 +62,7 @@ impl Qcow2 {
 
     /// Discards the whole clusters of a range.
     pub(super) async fn discard(&self, layers: &Layers, offset: u64, length: u64) -> Result<()> {
-        self.prepare_for_writing(&layers.file).await?;
+        self.prepare_data(layers).await?;
         let (first, last) = self.whole_clusters(offset, offset + length);
         // What the image does not name, the backing node would show.
         if first < last && (self.version >= Version::V3 || layers.backing.is_none()) {
@@ -154,6 +154,7 @@ impl Qcow2 {
         let slice = self.own_slice(layers, position.number).await?;
         let count = self.geometry.clusters_for(end - at) as usize;
         let has_backing = layers.backing.is_some();
+        self.erase_data(layers, (at, end), erase != Erase::Zero).await?;
         let old = match self.erase_entries(&slice, position.index, count, (erase, has_backing)) {
             Ok(old) => old,
             Err(fault) => return Err(self.fail_at(layers, at, fault).await),

@@ -34,6 +34,7 @@ pub struct Geometry {
     cluster_bits: u32,
     refcount_order: u32,
     extended_l2: bool,
+    external_data: bool,
 }
 
 /// A guest offset in the terms of the mapping tables.
@@ -94,7 +95,19 @@ impl Geometry {
                 ),
             ));
         }
-        Ok(Geometry { cluster_bits, refcount_order, extended_l2 })
+        Ok(Geometry { cluster_bits, refcount_order, extended_l2, external_data: false })
+    }
+
+    /// The same with the guest's clusters in a file of their own, where offset 0 is a place like
+    /// any other.
+    #[must_use]
+    pub fn with_external_data(self, external_data: bool) -> Self {
+        Geometry { external_data, ..self }
+    }
+
+    /// Whether L2 entries name places in an external data file.
+    pub fn external_data(&self) -> bool {
+        self.external_data
     }
 
     /// The base-2 logarithm of the cluster size, 9 to 21.

@@ -178,7 +178,9 @@ impl Header {
     fn parse_for(purpose: Purpose, bytes: &[u8], file_length: u64) -> Result<Self, FormatError> {
         let fields = Fields::read(bytes)?;
         let extended_l2 = fields.incompatible_features & feature::EXTENDED_L2 != 0;
-        let geometry = Geometry::new(fields.cluster_bits, fields.refcount_order, extended_l2)?;
+        let external_data = fields.incompatible_features & feature::DATA_FILE != 0;
+        let geometry = Geometry::new(fields.cluster_bits, fields.refcount_order, extended_l2)?
+            .with_external_data(external_data);
         // Nothing that the header speaks of lies past its cluster. At most 2 MiB: fits a usize.
         let cluster = geometry.cluster_size() as usize;
         let bytes = bytes.get(..cluster).unwrap_or(bytes);
@@ -228,6 +230,16 @@ impl Header {
         self.incompatible_features & feature::CORRUPT != 0
     }
 
+    /// Whether the guest's data is in an external data file.
+    pub fn has_data_file(&self) -> bool {
+        self.incompatible_features & feature::DATA_FILE != 0
+    }
+
+    /// Whether that file is to be a whole raw image at all times.
+    pub fn has_raw_data_file(&self) -> bool {
+        self.autoclear_features & feature::RAW_DATA_FILE != 0
+    }
+
     /// Whether refcounts may be written late, under the dirty bit.
     pub fn has_lazy_refcounts(&self) -> bool {
         self.compatible_features & feature::LAZY_REFCOUNTS != 0
@@ -244,8 +256,7 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// [`FormatErrorKind::Unsupported`]: encryption, an external data file, or extended L2
-    /// entries.
+    /// [`FormatErrorKind::Unsupported`]: encryption, or extended L2 entries.
     pub fn check_supported(&self) -> Result<(), FormatError> {
         let unsupported = |field, value: String, byte| {
             let rule = "is not supported";
@@ -258,7 +269,7 @@ impl Header {
             encryption::LUKS => return unsupported("encryption method", "2 (LUKS)".into(), 32),
             other => return unsupported("encryption method", other.to_string(), 32),
         }
-        for bit in [feature::DATA_FILE, feature::EXTENDED_L2] {
+        for bit in [feature::EXTENDED_L2] {
             if self.incompatible_features & bit != 0 {
                 let number = bit.trailing_zeros();
                 let name = feature::known_name(feature::FeatureKind::Incompatible, number);

@@ -7,7 +7,7 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
-use super::extension::MAX_BACKING_FORMAT_BYTES;
+use super::extension::{MAX_BACKING_FORMAT_BYTES, MAX_FILE_NAME_BYTES};
 use super::format_error::{FormatError, FormatErrorKind, Place, escaped};
 use super::geometry::{Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, TABLE_ENTRY_BYTES};
 use super::header::{CompressionType, Header, Version, feature};
@@ -33,6 +33,10 @@ pub struct CreateOptions {
     pub backing_name: Option<Vec<u8>>,
     /// `backing_fmt`: its format; must be given with a backing file, only then.
     pub backing_format: Option<Vec<u8>>,
+    /// `data_file`: the name of the external data file, as it is to stand in the image.
+    pub data_file: Option<Vec<u8>>,
+    /// `data_file_raw`: whether that file must be a whole raw image at all times.
+    pub data_file_raw: bool,
 }
 
 impl CreateOptions {
@@ -47,6 +51,8 @@ impl CreateOptions {
             lazy_refcounts: false,
             backing_name: None,
             backing_format: None,
+            data_file: None,
+            data_file_raw: false,
         }
     }
 }
@@ -89,6 +95,7 @@ impl ImageLayout {
         let geometry = checked_geometry(options)?;
         check_version(options)?;
         check_backing(options)?;
+        check_data_file(options)?;
         let sizes = sizes(options.size, &geometry);
         let header = header(options, &geometry, sizes);
         let mut writes = vec![(0, header.to_bytes()?)];
@@ -127,7 +134,8 @@ fn checked_geometry(options: &CreateOptions) -> Result<Geometry, FormatError> {
         return Err(invalid("refcount_bits", refcount_bits, rule));
     }
     let bits = cluster_size.trailing_zeros();
-    let geometry = Geometry::new(bits, refcount_bits.trailing_zeros(), false)?;
+    let geometry = Geometry::new(bits, refcount_bits.trailing_zeros(), false)?
+        .with_external_data(options.data_file.is_some());
     if !size.is_multiple_of(512) {
         return Err(invalid("size", size, "is not a multiple of 512"));
     }
@@ -149,6 +157,9 @@ fn check_version(options: &CreateOptions) -> Result<(), FormatError> {
     }
     if options.refcount_bits != 16 {
         return Err(invalid("refcount_bits", options.refcount_bits, needs_v3));
+    }
+    if options.data_file.is_some() {
+        return Err(invalid("data_file", "a name", needs_v3));
     }
     if options.compression_type == CompressionType::Zstd {
         return Err(invalid("compression_type", "zstd", needs_v3));
@@ -175,6 +186,24 @@ fn check_backing(options: &CreateOptions) -> Result<(), FormatError> {
             Err(invalid("backing_fmt", escaped(format), rule))
         }
     }
+}
+
+fn check_data_file(options: &CreateOptions) -> Result<(), FormatError> {
+    let Some(name) = &options.data_file else {
+        return match options.data_file_raw {
+            true => Err(invalid("data_file_raw", "on", "needs data_file")),
+            false => Ok(()),
+        };
+    };
+    if !(1..=MAX_FILE_NAME_BYTES).contains(&name.len()) || name.contains(&0) {
+        let rule = format!("is not 1 to {MAX_FILE_NAME_BYTES} bytes without NUL");
+        return Err(invalid("data_file", escaped(name), rule));
+    }
+    // A raw image shows nothing of a backing file.
+    if options.data_file_raw && options.backing_name.is_some() {
+        return Err(invalid("data_file_raw", "on", "does not go with backing_file"));
+    }
+    Ok(())
 }
 
 /// The smallest refcount structures that count themselves and everything else.
@@ -208,6 +237,13 @@ fn header(options: &CreateOptions, geometry: &Geometry, sizes: Sizes) -> Header 
     }
     if options.lazy_refcounts {
         header.compatible_features |= feature::LAZY_REFCOUNTS;
+    }
+    if options.data_file.is_some() {
+        header.incompatible_features |= feature::DATA_FILE;
+        header.extensions.data_file_name.clone_from(&options.data_file);
+    }
+    if options.data_file_raw {
+        header.autoclear_features |= feature::RAW_DATA_FILE;
     }
     header.backing_name.clone_from(&options.backing_name);
     header.extensions.backing_format.clone_from(&options.backing_format);

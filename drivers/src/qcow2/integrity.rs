@@ -1,7 +1,7 @@
 //! What must be done before the first write, and what is done when an image turns out damaged.
 //!
 //! I1. Nothing is written to the file before the autoclear bits that this driver does not maintain
-//!     are cleared in the header, durably (H24).
+//!     (all but that of a raw data file) are cleared in the header, durably (H24).
 //! I2. When metadata turns out corrupt, the image is marked so once, and every later write is
 //!     refused. An image that is open read-only is never written to.
 
@@ -53,8 +53,9 @@ impl Qcow2 {
             return Ok(());
         }
         let mut header = self.header.lock().await;
-        if header.autoclear_features != 0 {
-            header.autoclear_features = 0;
+        let kept = header.autoclear_features & feature::RAW_DATA_FILE;
+        if header.autoclear_features != kept {
+            header.autoclear_features = kept;
             write_features(file, &header).await?;
             file.flush().await?;
         }

@@ -4,11 +4,17 @@ use blockplex_graph::{Child, NodeIo, Result, Role};
 
 /// The index of the edge to the file.
 pub(super) const FILE: usize = 0;
+/// The index of the edge to the external data file, where there is one.
+pub(super) const DATA: usize = 1;
+/// No edge: the image was opened without its data file.
+pub(super) const NOWHERE: usize = usize::MAX;
 
 /// The children of a qcow2 node, under the admission of one request. Stays on its loop.
 pub(super) struct Layers {
-    /// What holds data and metadata.
+    /// What holds the metadata, and the data unless there is an external data file.
     pub(super) file: Child,
+    /// The external data file. Use [`Qcow2::data`](super::Qcow2::data).
+    pub(super) data: Option<Child>,
     /// What is read where the image has nothing of its own; without one, that reads as zeros.
     pub(super) backing: Option<Child>,
     /// The loop, for pins.
@@ -20,6 +26,7 @@ impl Layers {
     pub(super) fn of(io: &NodeIo) -> Result<Layers> {
         Ok(Layers {
             file: io.child(FILE)?,
+            data: io.child_in_role(Role::Data),
             backing: io.child_in_role(Role::Backing),
             loop_index: io.loop_index(),
         })

@@ -57,10 +57,14 @@ impl Qcow2 {
         layers.file.read(offset, memory.clone()).await?;
         let bytes = memory.to_vec();
         let slice = self.refcounts.with_metadata(|is_metadata| {
-            Slice::new(number, &bytes, |raw| {
+            Slice::new(number, &bytes, |index, raw| {
                 match L2Entry::decode(raw, &self.geometry, self.version) {
                     Ok(Cluster::Normal { host, .. } | Cluster::Zero { host: Some(host), .. }) => {
-                        is_metadata(host)
+                        match self.external {
+                            None => is_metadata(host),
+                            // X1.
+                            Some(_) => host != self.cluster_of(number, index),
+                        }
                     }
                     _ => false,
                 }
@@ -85,6 +89,11 @@ impl Qcow2 {
     /// The first guest byte that a slice maps.
     pub(super) fn guest_of(&self, number: SliceNumber) -> u64 {
         number << (self.slice_bits + self.geometry.cluster_bits())
+    }
+
+    /// The guest cluster of an entry, as its first byte.
+    pub(super) fn cluster_of(&self, number: SliceNumber, index: usize) -> u64 {
+        self.guest_of(number) + ((index as u64) << self.geometry.cluster_bits())
     }
 
     /// A slice whose entries may be changed: its L2 table exists and is this image's alone.

@@ -37,8 +37,9 @@ pub(super) enum Place {
 pub(super) enum Fault {
     /// It breaks a rule of the format.
     Entry(EntryError),
-    /// This L2 entry names a cluster that holds metadata.
-    OnMetadata(u64),
+    /// This L2 entry names a cluster that holds metadata; or, in an external data file, one that
+    /// belongs to another guest cluster.
+    Misplaced(u64),
     /// This L1 entry names no L2 table: it lies outside of the file, on other metadata, or
     /// belongs to another L1 entry.
     Table(u64),
@@ -49,7 +50,7 @@ impl Fault {
     pub(super) fn is_corruption(&self) -> bool {
         match self {
             Fault::Entry(error) => error.is_corruption(),
-            Fault::OnMetadata(_) | Fault::Table(_) => true,
+            Fault::Misplaced(_) | Fault::Table(_) => true,
         }
     }
 
@@ -57,9 +58,10 @@ impl Fault {
     pub(super) fn at(self, guest: u64) -> Error {
         let text = match self {
             Fault::Entry(error) => format!("guest offset {guest:#x}: {error}"),
-            Fault::OnMetadata(raw) => {
-                format!("guest offset {guest:#x}: L2 entry {raw:#018x} points onto metadata")
-            }
+            Fault::Misplaced(raw) => format!(
+                "guest offset {guest:#x}: L2 entry {raw:#018x} points onto metadata or another \
+                 cluster's place"
+            ),
             Fault::Table(raw) => {
                 format!("guest offset {guest:#x}: L1 entry {raw:#018x} names no L2 table")
             }
@@ -167,7 +169,7 @@ impl Qcow2 {
     /// Where the cluster of one raw entry of `slice` is.
     pub(super) fn decode(&self, slice: &Slice, index: usize, raw: u64) -> Place {
         if slice.is_suspect(index) {
-            return Place::Bad(Fault::OnMetadata(raw));
+            return Place::Bad(Fault::Misplaced(raw));
         }
         match L2Entry::decode(raw, &self.geometry, self.version) {
             Ok(Cluster::Unallocated) => Place::Unallocated,

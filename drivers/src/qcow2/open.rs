@@ -5,11 +5,13 @@
 //! and lets a read-only one pass, so that data can be rescued.
 
 use super::Qcow2;
+use super::data_file::ExternalData;
 use super::entry::{L1Entry, Version, decode_refcount_table_entry};
 use super::geometry::{Geometry, TABLE_ENTRY_BYTES};
 use super::header::{CompressionType, Header, PROBE_BYTES, feature};
 use super::integrity::Integrity;
 use super::l1_table::L1Table;
+use super::layers::{DATA, FILE, NOWHERE};
 use super::limbo::Limbo;
 use super::loader::L1_TURNS;
 use super::refcounts::Refcounts;
@@ -48,6 +50,9 @@ pub struct Qcow2Options {
     /// `refcount-cache-size`: bounds the refcount blocks in memory; default and least: 4
     /// clusters.
     pub refcount_cache_size: Option<u64>,
+    /// `data-file` is null: the image is opened, read-only, without its external data file. What
+    /// its metadata says can be read, its data cannot.
+    pub without_data_file: bool,
 }
 
 /// The backing file that an image names. Nobody has opened it.
@@ -82,6 +87,12 @@ pub struct ImageInformation {
     pub snapshots: u32,
     /// The backing file it names.
     pub backing: Option<BackingReference>,
+    /// The external data file that it names, if its data is there: a path, relative to the image.
+    pub data_file: Option<Vec<u8>>,
+    /// `data_file_raw`: the external data file is a whole raw image at all times.
+    pub data_file_raw: bool,
+    /// L2 entries have subclusters.
+    pub extended_l2: bool,
 }
 
 /// The sizes of the caches.
@@ -97,13 +108,15 @@ impl Qcow2 {
     /// the file's permissions must allow reading, for a read-write open also writing and resizing.
     /// Writes nothing.
     ///
-    /// The node of the driver gets `file`'s node as its first child and, if it is wanted, the
-    /// [`backing`](Qcow2::backing) node as its second.
+    /// The node of the driver gets `file`'s node as its first child. The next one, in
+    /// [`Role::Data`](blockplex_graph::Role::Data), is the external data file, if
+    /// [`data_file`](ImageInformation::data_file) says that there is one; without it, all metadata
+    /// can be read, and no data. Then comes, if it is wanted, the [`backing`](Qcow2::backing) node.
     ///
     /// # Errors
     ///
     /// `InvalidArgument`: not a qcow2 image, or options that cannot be. `NotSupported`: encryption,
-    /// extended L2 entries, an external data file, unknown incompatible features. `Corrupt`: a
+    /// extended L2 entries, unknown incompatible features. `Corrupt`: a
     /// field breaks a rule; for a read-write open also what endangers only writes, among it a set
     /// dirty or corrupt bit.
     pub async fn open(file: &Child, options: Qcow2Options, read_only: bool) -> Result<Qcow2> {
@@ -111,6 +124,11 @@ impl Qcow2 {
         let header = read_header(file, file_length).await?;
         if !read_only {
             refuse_writing(&header)?;
+        }
+        if options.without_data_file && !(header.has_data_file() && read_only) {
+            let text =
+                "an image is opened without a data file only read-only, and only if it has one";
+            return Err(Error::new(ErrorKind::InvalidArgument, text));
         }
         for warning in &header.warnings {
             tracing::warn!(node = file.view().name(), %warning, "opening a qcow2 image");
@@ -142,6 +160,12 @@ impl Qcow2 {
             l1_turns: (0..L1_TURNS).map(|_| CoMutex::new(())).collect(),
             slices: Arc::new(SliceCache::new(sizes.slices)),
             refcounts: Arc::new(refcounts),
+            data_edge: match (header.has_data_file(), options.without_data_file) {
+                (false, _) => FILE,
+                (true, false) => DATA,
+                (true, true) => NOWHERE,
+            },
+            external: header.has_data_file().then(|| ExternalData::new(header.has_raw_data_file())),
             grace: Grace::new(),
             limbo: Limbo::default(),
             ranges: RangeLock::new(),
@@ -342,6 +366,9 @@ fn information(header: &Header) -> ImageInformation {
         corrupt: header.is_marked_corrupt(),
         snapshots: header.snapshot_count,
         backing,
+        data_file: header.extensions.data_file_name.clone().filter(|_| header.has_data_file()),
+        data_file_raw: header.has_raw_data_file(),
+        extended_l2: geometry.extended_l2(),
     }
 }
 

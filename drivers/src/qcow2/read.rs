@@ -59,7 +59,7 @@ impl Qcow2 {
         vector: IoVector,
     ) -> Result<()> {
         match place {
-            Place::Data { host, .. } => layers.file.read(host, vector).await,
+            Place::Data { host, .. } => self.read_data(layers, host, vector).await,
             Place::Unallocated => read_backing(layers, at, vector).await,
             Place::Zero => {
                 vector.fill(0, vector.len(), 0);

@@ -23,7 +23,7 @@ impl Qcow2 {
 
     /// Sets the length of the disk, in bytes; new space reads as zeros.
     pub(super) async fn resize(&self, layers: &Layers, size: u64) -> Result<()> {
-        self.prepare_for_writing(&layers.file).await?;
+        self.prepare_data(layers).await?;
         if size > self.geometry.max_guest_size() {
             let most = self.geometry.max_guest_size();
             let text = format!("size {size} exceeds {most}, the most with this cluster size");
@@ -35,6 +35,8 @@ impl Qcow2 {
             let text = format!("shrinking a qcow2 image (from {old} to {size} bytes)");
             return Err(Error::new(ErrorKind::NotSupported, text));
         }
+        // First: a data file that is too long does no harm.
+        self.resize_data_file(layers, size).await?;
         self.between_rounds(async || self.write_size(layers, size).await).await?;
         // The tail of the last cluster, and what a longer backing node would show: before anybody
         // can reach it.
@@ -47,6 +49,9 @@ impl Qcow2 {
                 }
                 result => result?,
             }
+        }
+        if self.data_is_raw() {
+            self.map_data_file(layers, old, size).await?;
         }
         // Release: partner of the Acquire in `disk_size`.
         self.size.store(size, Ordering::Release);
@@ -103,7 +108,7 @@ impl Qcow2 {
         let allocated = self.refcounts.allocate_tail(&layers.file, clusters).await;
         let run = self.judge(&layers.file, allocated).await?;
         self.refcounts.add_metadata(run.offset, bytes);
-        self.round(&layers.file).await?;
+        self.round(layers).await?;
         let mut whole = IoBuffer::zeroed((clusters << self.geometry.cluster_bits()) as usize);
         whole[..table.len()].copy_from_slice(table);
         layers.file.write(run.offset, whole, RequestFlags::default()).await?;

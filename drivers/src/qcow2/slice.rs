@@ -30,18 +30,18 @@ pub(super) struct Slice {
 }
 
 impl Slice {
-    /// A slice of the big-endian words in `bytes`. `is_suspect` says whether a word points where
-    /// no data can be.
+    /// A slice of the big-endian words in `bytes`. `is_suspect` says whether the word of an
+    /// entry points where its data cannot be.
     pub(super) fn new(
         number: SliceNumber,
         bytes: &[u8],
-        mut is_suspect: impl FnMut(u64) -> bool,
+        mut is_suspect: impl FnMut(usize, u64) -> bool,
     ) -> Slice {
         let mut suspects = Vec::new();
         let mut entries = Vec::with_capacity(bytes.len() / 8);
         for (index, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
             let raw = u64::from_be_bytes(*word);
-            if raw != 0 && is_suspect(raw) {
+            if raw != 0 && is_suspect(index, raw) {
                 suspects.resize((bytes.len() / 8).div_ceil(64), 0);
                 if let Some(bits) = suspects.get_mut(index / 64) {
                     *bits |= 1 << (index % 64);

@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_slice_changed_after_its_snapshot_is_dirty_again() {
         let cache = SliceCache::new(4);
-        let slice = cache.insert(Slice::new(1, &[0; 512], |_| false));
+        let slice = cache.insert(Slice::new(1, &[0; 512], |_, _| false));
         cache.change(&slice, |editor| editor.set(3, 7));
         let taken = cache.take_dirty();
         assert_eq!(taken[0].bytes[31], 7);
@@ -160,7 +160,7 @@ mod tests {
     fn dirty_slices_outlive_the_budget() {
         let cache = SliceCache::new(2);
         for number in 0..8 {
-            let slice = cache.insert(Slice::new(number, &[0; 512], |_| false));
+            let slice = cache.insert(Slice::new(number, &[0; 512], |_, _| false));
             cache.change(&slice, |editor| editor.set(0, number + 1));
         }
         assert!(cache.wants_write_back());

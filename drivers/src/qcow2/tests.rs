@@ -5,6 +5,7 @@ mod compressed;
 mod concurrency;
 mod crash;
 mod creation;
+mod data_file;
 mod faults;
 mod fuzz;
 mod snapshots;

@@ -16,7 +16,7 @@ use super::limbo::Freed;
 use super::lookup::{Fault, Place};
 use super::refcounts::HostRun;
 use super::slice::{Slice, SliceEditor};
-use blockplex_graph::{Error, ErrorKind, RequestFlags, Result};
+use blockplex_graph::{Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::lock::{RangeGuard, RangeMode};
 use std::sync::Arc;
@@ -42,7 +42,7 @@ impl Qcow2 {
         offset: u64,
         vector: &IoVector,
     ) -> Result<()> {
-        self.prepare_for_writing(&layers.file).await?;
+        self.prepare_data(layers).await?;
         let length = vector.len() as u64;
         let mut done = 0;
         while done < length {
@@ -88,10 +88,15 @@ impl Qcow2 {
                 // As in tier 1, the pin is enough. Many small writes that waited for the first one
                 // to allocate their cluster go on together.
                 drop(guard);
-                layers.file.write(host, part, RequestFlags::default()).await?;
+                self.write_data(layers, host, part).await?;
                 return Ok(length);
             }
             Step::Reuse { host } => (HostRun { offset: host, clusters, zeroed: false }, false),
+            // Every cluster has its place there.
+            Step::Allocate if self.external.is_some() => {
+                let offset = at - position.in_cluster;
+                (HostRun { offset, clusters, zeroed: false }, false)
+            }
             Step::Allocate => {
                 let allocated = self.refcounts.allocate(&layers.file, clusters).await;
                 (self.judge(&layers.file, allocated).await?, true)
@@ -117,14 +122,12 @@ impl Qcow2 {
             let raw = slice.entry(index);
             match self.decode(slice, index, raw) {
                 Place::Bad(fault) => Err(fault),
-                Place::Data { host, copied: true }
-                    if self.refcounts.is_covered(host, cluster_size) =>
-                {
+                Place::Data { host, copied: true } if self.is_covered(host, cluster_size) => {
                     Ok(Step::InPlace { host })
                 }
                 Place::Zero => match L2Entry::decode(raw, &self.geometry, self.version) {
                     Ok(Cluster::Zero { host: Some(host), copied: true })
-                        if self.refcounts.is_covered(host, cluster_size) =>
+                        if self.is_covered(host, cluster_size) =>
                     {
                         Ok(Step::Reuse { host })
                     }
@@ -168,6 +171,7 @@ impl Qcow2 {
         let last = position.index + covered as usize - 1;
         let head = position.in_cluster;
         let tail = (covered << self.geometry.cluster_bits()) - head - data.len() as u64;
+        let tail = self.writable_tail(end, tail);
         let place = |index: usize, within: u64| {
             self.extent_in(slice, index, within, self.geometry.cluster_size()).place
         };
@@ -189,7 +193,7 @@ impl Qcow2 {
             Ok([data]) => data,
             Err(parts) => IoVector::concatenate(&parts),
         };
-        layers.file.write(start, vector, RequestFlags::default()).await
+        self.write_data(layers, start, vector).await
     }
 
     /// Makes the entries from `index` on name the clusters of `run`, in one step. On an error
@@ -215,6 +219,10 @@ impl Qcow2 {
 
     /// Frees what an entry named that was replaced, unless that is `kept`.
     pub(super) fn free_entry(&self, raw: u64, kept: u64, discard: bool) {
+        if self.external.is_some() {
+            // Its place is the guest cluster's own for ever.
+            return;
+        }
         let (offset, clusters) = match L2Entry::decode(raw, &self.geometry, self.version) {
             Ok(Cluster::Normal { host, .. } | Cluster::Zero { host: Some(host), .. }) => (host, 1),
             Ok(Cluster::Compressed { host, length }) => {

@@ -5,7 +5,7 @@
 //! | step | what | then |
 //! |---|---|---|
 //! | 1 | snapshots: first L1, then slices, then refcounts | |
-//! | 2 | refcount blocks | flush |
+//! | 2 | refcount blocks | flush, the external data file as well |
 //! | 3 | refcount table (and the header, if the table moved) | flush (each) |
 //! | 4 | L2 slices and L1 table | flush |
 //!
@@ -87,12 +87,12 @@ impl Qcow2 {
     /// Makes everything durable that has completed (W5).
     pub(super) async fn flush(&self, layers: &Layers) -> Result<()> {
         if self.read_only {
-            return layers.file.flush().await;
+            return self.flush_files(layers).await;
         }
         let before = self.rounds.begun();
         let turn = self.rounds.turn.lock().await;
         if self.rounds.succeeded() <= before {
-            self.round(&layers.file).await?;
+            self.round(layers).await?;
         }
         drop(turn);
         self.recycle(layers).await;
@@ -117,13 +117,13 @@ impl Qcow2 {
     }
 
     /// One round. Only with the turn.
-    pub(super) async fn round(&self, file: &Child) -> Result<()> {
+    pub(super) async fn round(&self, layers: &Layers) -> Result<()> {
         let number = self.rounds.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let sectors = self.l1.take_dirty();
         let slices = self.slices.take_dirty();
         let refcounts = self.refcounts.take_dirty();
         let work = Work { sectors, slices, refcounts };
-        let result = self.write_work(file, &work).await;
+        let result = self.write_work(layers, &work).await;
         let unused = self.refcounts.settle(&work.refcounts, result.is_ok());
         if result.is_err() {
             self.l1.put_back(&work.sectors);
@@ -138,14 +138,15 @@ impl Qcow2 {
     }
 
     /// Steps 2 to 4.
-    async fn write_work(&self, file: &Child, work: &Work) -> Result<()> {
+    async fn write_work(&self, layers: &Layers, work: &Work) -> Result<()> {
+        let file = &layers.file;
         let Work { sectors, slices, refcounts } = work;
         debug_assert!(!self.read_only || refcounts.is_empty() && slices.is_empty());
         if !refcounts.is_empty() {
             self.refcounts.extend_file(file).await?;
         }
         write_all(file, refcounts.blocks.iter().map(|(at, bytes)| (*at, bytes))).await?;
-        file.flush().await?;
+        self.flush_files(layers).await?;
         if !refcounts.table.is_empty() {
             write_all(file, refcounts.table.iter().map(|(at, bytes)| (*at, bytes))).await?;
             file.flush().await?;
@@ -237,7 +238,7 @@ impl Qcow2 {
         }
         if self.is_broken() {
             // No metadata of a corrupt image is written any more.
-            return layers.file.flush().await;
+            return self.flush_files(layers).await;
         }
         self.flush(layers).await?;
         // What was freed is free in memory now; write that, too.

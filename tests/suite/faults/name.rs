@@ -5,6 +5,7 @@
 
 use super::image::{self, DATA_FILE, Sandbox, backing, be32, be64, extensions, patched};
 use super::rows::{FAR, REFUSED, Row, WORKS, bounded, judge, row};
+use blockplex::drivers::qcow2::CreateOptions;
 use blockplex::{Blockplex, OpenGate, OpenOptions, Result, block_on};
 use std::ffi::OsStr;
 use std::fs;
@@ -249,17 +250,108 @@ fn an_image_opens_without_what_it_names_when_the_caller_says_so() {
 }
 
 #[test]
-fn a_data_file_is_never_opened_by_its_name() {
+fn a_data_file_is_opened_by_its_name_only_through_the_gate() {
     let data_file = |name: &[u8]| vec![be64(72, 4), extensions(&[(DATA_FILE, name)])];
     let bit_off = [extensions(&[(DATA_FILE, b"/etc/passwd")])];
     judge([
-        row("B10", data_file(b"/etc/passwd"), REFUSED).gated().says(&["not supported"]),
+        row("B10", data_file(b"/etc/passwd"), REFUSED).gated().says(&["data file", "not within"]),
+        row("B10 no gate", data_file(b"data.raw"), REFUSED).says(&["data file", "not within"]),
         row("B10e", data_file(b""), REFUSED).says(&["data file name"]),
         row("B10e long", data_file(&[b'd'; 60_000]), REFUSED).says(&["data file name", "60000"]),
         row("B10f", bit_off, WORKS),
         row("B10g", data_file(b"a\0/etc/passwd"), REFUSED).says(&["NUL"]),
-        row("B11", data_file(b"image.qcow2"), REFUSED).gated().says(&["not supported"]),
+        row("B11", data_file(b"image.qcow2"), REFUSED).gated().says(&["chain"]),
     ]);
+}
+
+/// B10, B11: through the gate, or by the caller's own word, it is opened, and always as it is.
+#[test]
+fn a_data_file_is_raw_whatever_is_in_it() {
+    let sandbox = Sandbox::new();
+    let path = sandbox.at("image");
+    let data = sandbox.at("data");
+    let options = format!("data_file={}", image::text(&data));
+    sandbox.create(&path, &options, "1M");
+    image::qemu_io(&path, &["write -P 7 0 128k"]);
+    // The guest writes an image that names another file.
+    let guest = overlay(b"/etc/passwd", Some("raw"));
+    let read = try_read(&path, granting(sandbox.path())).expect("B10: granted");
+    assert_eq!(read, [7; 512]);
+    bounded("B11", {
+        let (path, data, guest) = (path.clone(), data.clone(), guest.clone());
+        move || {
+            let gates = [
+                (granting(data.parent().expect("a folder")), String::new()),
+                (
+                    OpenGate::deny_all(),
+                    format!(r#""data-file": {{"driver": "file", "filename": {data:?}}},"#),
+                ),
+            ];
+            for (gate, option) in gates {
+                let text = format!(
+                    r#"{{"driver": "qcow2", {option} "file": {{"driver": "file", "filename": {path:?}}}}}"#
+                );
+                let layer = Blockplex::new().expect("a layer");
+                let options = OpenOptions::parse(&text).expect("options").gate(gate);
+                let backend =
+                    block_on(layer.open("disk", options)).expect("no loop").expect("opens");
+                let disk = backend.blocking();
+                disk.write(0, &guest).expect("a write");
+                disk.flush().expect("a flush");
+                assert_eq!(disk.read_to_vec(0, 512).expect("a read"), guest[..512]);
+                block_on(backend.close()).expect("no loop").expect("closes");
+            }
+        }
+    });
+    assert_eq!(fs::read(&data).expect("it is there")[..512], guest[..512]);
+    assert_eq!(image::check(&path), Some(image::Check::CLEAN));
+    // Without the data file there is nothing but metadata.
+    bounded("B10 info", move || {
+        let layer = Blockplex::new().expect("a layer");
+        let text = format!(
+            r#"{{"driver": "qcow2", "read-only": true, "data-file": null,
+                "file": {{"driver": "file", "filename": {path:?}}}}}"#
+        );
+        let options = OpenOptions::parse(&text).expect("options");
+        let backend = block_on(layer.open("disk", options)).expect("no loop").expect("opens");
+        let error = backend.blocking().read_to_vec(0, 512).expect_err("no data");
+        assert!(error.to_string().contains("data file"), "{error}");
+        block_on(backend.close()).expect("no loop").expect("closes");
+        let plain = text.replace(r#""data-file": null"#, r#""data-file": "none""#);
+        let options = OpenOptions::parse(&plain).expect("options");
+        block_on(layer.open("disk", options)).expect("no loop").expect_err("no such node");
+    });
+}
+
+/// A new image with a data file, made and opened by name.
+#[test]
+fn an_image_with_a_data_file_is_created_with_it() {
+    let sandbox = Sandbox::new();
+    let (path, data) = (sandbox.at("image"), sandbox.at("data"));
+    let gate = granting(sandbox.path());
+    bounded("a new data file", {
+        // The peer takes a relative name from its own current folder.
+        let (path, name) = (path.clone(), image::text(&data).into());
+        move || {
+            let layer = Blockplex::new().expect("a layer");
+            let options = CreateOptions {
+                data_file: Some(name),
+                data_file_raw: true,
+                ..CreateOptions::new(1 << 20)
+            };
+            let create = || block_on(layer.create_qcow2(&path, options.clone())).expect("no loop");
+            create().expect("it is new");
+            create().expect_err("it is there");
+            let options = OpenOptions::image("qcow2", &path).gate(gate);
+            let backend = block_on(layer.open("disk", options)).expect("no loop").expect("opens");
+            backend.blocking().write(70_000, &[5; 10]).expect("a write");
+            block_on(backend.close()).expect("no loop").expect("closes");
+        }
+    });
+    let raw = fs::read(&data).expect("it is there");
+    assert_eq!((raw.len(), &raw[70_000..70_010]), (1 << 20, &[5; 10][..]));
+    assert!(image::guest_bytes(&path, None) == raw);
+    assert_eq!(image::check(&path), Some(image::Check::CLEAN));
 }
 
 /// A backing file that is damaged fails the reads that go through to it, and nobody marks

@@ -167,7 +167,7 @@ mod tests {
 
     fn slice(number: SliceNumber) -> Slice {
         let words = [number; 64];
-        Slice::new(number, &words.map(u64::to_be_bytes).concat(), |_| false)
+        Slice::new(number, &words.map(u64::to_be_bytes).concat(), |_, _| false)
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub(crate) struct Setup {
     pub(crate) options: Qcow2Options,
     pub(crate) read_only: bool,
     pub(crate) backing: Option<Volume>,
+    pub(crate) data: Option<Volume>,
 }
 
 pub(crate) fn new_loop() -> EventLoop {
@@ -33,18 +34,26 @@ pub(crate) fn new_loop() -> EventLoop {
 
 /// Runs `work` with a volume as a child, as the control plane has one.
 pub(crate) fn with_file<T>(volume: &Volume, work: impl AsyncFnOnce(&Child) -> T) -> T {
+    with_files([volume], async |[file]| work(&file).await)
+}
+
+/// As [`with_file`], with several.
+pub(crate) fn with_files<T, const N: usize>(
+    volumes: [&Volume; N],
+    work: impl AsyncFnOnce([Child; N]) -> T,
+) -> T {
     let mut event_loop = new_loop();
     let local = event_loop.local();
     event_loop.block_on(async {
         let graph = BlockGraph::new();
         let mut change = graph.begin().await;
-        let id =
-            change.add_node(Some("file"), volume.driver(), NodeOptions::default(), &[]).unwrap();
+        let plain = NodeOptions { discard: DiscardMode::Unmap, ..NodeOptions::default() };
+        let ids = volumes.map(|volume| change.add_node(None, volume.driver(), plain, &[]).unwrap());
         let drained = change.drain().await.unwrap();
         change.commit(&drained).await.unwrap();
         let topology = graph.topology();
-        let view = topology.node(id).unwrap();
-        work(&Child::for_control(&local, view, Permissions::ALL)).await
+        let child = |id| Child::for_control(&local, topology.node(id).unwrap(), Permissions::ALL);
+        work(ids.map(child)).await
     })
 }
 
@@ -62,6 +71,10 @@ impl Rig {
             let plain = NodeOptions { discard: DiscardMode::Unmap, ..NodeOptions::default() };
             let file = change.add_node(Some("file"), volume.driver(), plain, &[])?;
             let mut children = vec![(Role::File, file)];
+            if let Some(data) = &setup.data {
+                let data = change.add_node(Some("data"), data.driver(), plain, &[])?;
+                children.push((Role::Data, data));
+            }
             if let Some(backing) = &setup.backing {
                 let backing = change.add_node(Some("backing"), backing.driver(), plain, &[])?;
                 children.push((Role::Backing, backing));

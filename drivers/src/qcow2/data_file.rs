@@ -1,0 +1,233 @@
+//! Where the guest's clusters are: in the image's file, or in an external data file.
+//!
+//! In an external data file every guest cluster has its place at its own offset, for ever. So
+//! nothing there is counted, nothing is compressed, and no cluster is ever used for another one:
+//! what the rest of the driver does to keep places from being used again does not concern it.
+//!
+//! X1. An entry names a guest cluster's own offset in the data file, or no place at all. Others are
+//!     found when a slice is loaded and fail as damage.
+//! X2. The data file reaches over the whole disk before the first write, and nothing is written to
+//!     it past the end of the disk: it ends where the disk ends.
+//! X3. A raw data file (autoclear bit 1) reads, by itself, like the disk: what the entries say to
+//!     be zeros is zeros there *before* they say so.
+//! X4. A hole is made in the data file under the range lock and before the entry changes: later it
+//!     could hit what was written to the same place meanwhile.
+//! X5. A flush reaches the data file before any entry that needs it is written (W1).
+
+use super::Qcow2;
+use super::entry::{Cluster, L2Entry};
+use super::join::join_all;
+use super::layers::Layers;
+use super::lookup::Place;
+use super::slice::SliceNumber;
+use blockplex_graph::{Child, Error, ErrorKind, RequestFlags, Result};
+use blockplex_io::buffer::IoVector;
+use blockplex_io::lock::{CoMutex, RangeMode};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What an image with an external data file knows of it.
+#[derive(Default)]
+pub(super) struct ExternalData {
+    /// See X3.
+    raw: bool,
+    /// How far the data file is known to reach, in bytes: where the disk ends; 0 before the first
+    /// write.
+    length: AtomicU64,
+    /// The turn to change its length.
+    growing: CoMutex<()>,
+}
+
+impl ExternalData {
+    pub(super) fn new(raw: bool) -> ExternalData {
+        ExternalData { raw, ..ExternalData::default() }
+    }
+
+    fn length(&self) -> u64 {
+        // Acquire: partner of the Release in `set_length`; the file has that length.
+        self.length.load(Ordering::Acquire)
+    }
+
+    async fn set_length(&self, data: &Child, length: u64) -> Result<()> {
+        match data.truncate(length).await {
+            Err(error) if error.kind() == ErrorKind::NotSupported => {
+                let has = data.length();
+                if has < length {
+                    let text = format!(
+                        "the external data file has {has} bytes, too few for a disk of {length}"
+                    );
+                    return Err(Error::new(ErrorKind::NoSpace, text).caused_by(error));
+                }
+            }
+            result => result?,
+        }
+        // Release: partner of the Acquire in `length`.
+        self.length.store(length, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Qcow2 {
+    /// Whether there is an external data file that must be a raw image at all times (X3).
+    pub(super) fn data_is_raw(&self) -> bool {
+        self.external.as_ref().is_some_and(|external| external.raw)
+    }
+
+    /// The child that holds the guest's clusters.
+    pub(super) fn data<'a>(&self, layers: &'a Layers) -> Result<&'a Child> {
+        match (&self.external, &layers.data) {
+            (None, _) => Ok(&layers.file),
+            (Some(_), Some(data)) => Ok(data),
+            (Some(_), None) => {
+                let text = "the image was opened without its external data file";
+                Err(Error::new(ErrorKind::NotSupported, text))
+            }
+        }
+    }
+
+    /// Fills `vector` from a guest cluster's place.
+    pub(super) async fn read_data(
+        &self,
+        layers: &Layers,
+        host: u64,
+        vector: IoVector,
+    ) -> Result<()> {
+        self.data(layers)?.read(host, vector).await
+    }
+
+    /// Writes `vector` to a guest cluster's place.
+    pub(super) async fn write_data(
+        &self,
+        layers: &Layers,
+        host: u64,
+        vector: IoVector,
+    ) -> Result<()> {
+        self.data(layers)?.write(host, vector, RequestFlags::default()).await
+    }
+
+    /// Whether the file reaches over `length` bytes of a place: only then may they be overwritten.
+    pub(super) fn is_covered(&self, host: u64, length: u64) -> bool {
+        match &self.external {
+            None => self.refcounts.is_covered(host, length),
+            Some(external) => {
+                let end = self.geometry.align_up(external.length()).unwrap_or(u64::MAX);
+                host.saturating_add(length) <= end
+            }
+        }
+    }
+
+    /// How much of `tail` bytes after guest offset `end` may be written with it (X2).
+    pub(super) fn writable_tail(&self, end: u64, tail: u64) -> u64 {
+        match &self.external {
+            None => tail,
+            Some(external) => external.length().saturating_sub(end).min(tail),
+        }
+    }
+
+    /// First of every change of data: the image may be written to, and its data file reaches over
+    /// the disk (X2).
+    pub(super) async fn prepare_data(&self, layers: &Layers) -> Result<()> {
+        self.prepare_for_writing(&layers.file).await?;
+        let Some(external) = &self.external else { return Ok(()) };
+        if external.length() > 0 {
+            return Ok(());
+        }
+        let data = self.data(layers)?;
+        let _turn = external.growing.lock().await;
+        if external.length() == 0 {
+            // A longer file stays as it is until the disk is resized.
+            let length = self.disk_size().max(data.length());
+            if data.length() < length {
+                external.set_length(data, length).await?;
+            } else {
+                external.length.store(self.disk_size(), Ordering::Release);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the data file the length of the disk.
+    pub(super) async fn resize_data_file(&self, layers: &Layers, size: u64) -> Result<()> {
+        let Some(external) = &self.external else { return Ok(()) };
+        let data = self.data(layers)?;
+        let _turn = external.growing.lock().await;
+        external.set_length(data, size).await
+    }
+
+    /// Makes durable what was written to the data file and the file, the former first or at once.
+    pub(super) async fn flush_files(&self, layers: &Layers) -> Result<()> {
+        match &layers.data {
+            None => layers.file.flush().await,
+            Some(data) => {
+                join_all(vec![Box::pin(data.flush()), Box::pin(layers.file.flush())]).await
+            }
+        }
+    }
+
+    /// What the data file is told before guest clusters become zeros (X3, X4): zeros if it must
+    /// show them itself, else, with `discard`, that it need not keep them. The range is locked.
+    pub(super) async fn erase_data(
+        &self,
+        layers: &Layers,
+        (start, end): (u64, u64),
+        discard: bool,
+    ) -> Result<()> {
+        let Some(external) = &self.external else { return Ok(()) };
+        let end = end.min(external.length());
+        if start >= end {
+            return Ok(());
+        }
+        let data = self.data(layers)?;
+        if external.raw {
+            let flags = RequestFlags { may_unmap: discard, ..RequestFlags::default() };
+            return data.write_zeroes(start, end - start, flags).await;
+        }
+        if discard && let Err(error) = data.discard(start, end - start).await {
+            // A hint.
+            tracing::debug!(%error, start, "the data file did not take a discard");
+        }
+        Ok(())
+    }
+
+    /// Gives all clusters of a range their places in the data file, which must read as zeros there
+    /// where nothing was mapped. With a raw data file the whole disk is mapped always.
+    pub(super) async fn map_data_file(&self, layers: &Layers, start: u64, end: u64) -> Result<()> {
+        let mut at = self.geometry.align_down(start);
+        while at < end {
+            let position = self.position(at);
+            let stop = end.min(at + position.rest);
+            let guard = self.ranges.lock(at..stop, RangeMode::Exclusive).await;
+            let hold = self.hold(layers);
+            let mapped = self.map_in_slice(layers, position.number, at, stop).await;
+            hold.release();
+            drop(guard);
+            mapped?;
+            self.relieve(layers).await?;
+            at = stop;
+        }
+        Ok(())
+    }
+
+    async fn map_in_slice(
+        &self,
+        layers: &Layers,
+        number: SliceNumber,
+        start: u64,
+        end: u64,
+    ) -> Result<()> {
+        let slice = self.own_slice(layers, number).await?;
+        let first = self.position(start).index;
+        let count = self.geometry.clusters_for(end - start);
+        self.slices.change(&slice, |editor| {
+            for (step, index) in (0..count).zip(first..) {
+                let host = start + (step << self.geometry.cluster_bits());
+                let is_free = self.decode(&slice, index, editor.get(index)) == Place::Unallocated;
+                let cluster = Cluster::Normal { host, copied: true };
+                // An offset past 2^56 cannot be: the disk is smaller.
+                if is_free && let Ok(raw) = L2Entry::encode(cluster, &self.geometry, self.version) {
+                    editor.set(index, raw);
+                }
+            }
+        });
+        Ok(())
+    }
+}
