@@ -11,6 +11,7 @@
 //! F3. The cached length only grows, but for a truncation, which runs alone by permission.
 
 pub mod lock;
+mod preallocation;
 pub mod sys;
 
 use self::lock::{FileLock, LockError};
@@ -19,8 +20,8 @@ use blockplex_graph::driver::{
     AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, PreparedReopen, Role,
 };
 use blockplex_graph::{
-    Access, BlockStatus, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Request,
-    RequestFlags, RequestKind, Result,
+    Access, BlockStatus, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Preallocation,
+    Request, RequestFlags, RequestKind, Result,
 };
 use parking_lot::Mutex;
 use std::any::Any;
@@ -228,13 +229,15 @@ impl File {
         }))
     }
 
-    async fn truncate(&self, io: &NodeIo, length: u64) -> Result<Outcome> {
+    async fn truncate(&self, io: &NodeIo, length: u64, mode: Preallocation) -> Result<Outcome> {
         if self.kind == FileKind::BlockDevice {
             let text = "the length of a block device is fixed";
             return Err(Error::new(ErrorKind::NotSupported, text));
         }
-        let fd = self.descriptor()?;
-        io.local().blocking(move || sys::truncate(&*fd, length)).await?;
+        let old = self.length.load(Ordering::Relaxed);
+        preallocation::check(mode, old, length)?;
+        let (fd, direct) = (self.descriptor()?, self.mode.is_direct());
+        io.local().blocking(move || preallocation::resize(&fd, direct, old, length, mode)).await?;
         self.length.store(length, Ordering::Relaxed);
         Ok(Outcome::Done)
     }
@@ -326,7 +329,7 @@ impl Driver for File {
                 RequestKind::Discard => self.discard(io, offset, length).await,
                 RequestKind::WriteZeroes => self.write_zeroes(io, offset, length, flags).await,
                 RequestKind::BlockStatus => self.block_status(io, offset, length).await,
-                RequestKind::Truncate => self.truncate(io, offset).await,
+                RequestKind::Truncate => self.truncate(io, offset, flags.preallocation).await,
                 RequestKind::Read | RequestKind::Write => {
                     let text = "reads and writes of a file are mapped, not served";
                     Err(Error::new(ErrorKind::NotSupported, text))

@@ -184,7 +184,8 @@ pub trait Driver: Any + Send + Sync {
     /// * A discard is a hint. A flush makes durable what had completed before it, children
     ///   included.
     /// * Block-status (within the node, `length` ≥ 1) answers [`Outcome::Status`].
-    /// * A truncation sets the length to `request.offset`; new space reads as zeros.
+    /// * A truncation sets the length to `request.offset`; new space reads as zeros, and is taken
+    ///   as `flags.preallocation` says, or the request fails with `NotSupported`.
     fn serve<'a>(&'a self, io: &'a NodeIo, request: Request) -> LocalFuture<'a, Result<Outcome>>;
 
     /// Prepares new options; `options` is what the driver's own constructor takes (the umbrella

@@ -43,6 +43,8 @@ pub use node::{
 pub use origin::{Origin, OriginId};
 pub use path::{Child, IoFuture, NodeIo, Queue};
 pub use permission::{Access, Permissions};
-pub use request::{BlockStatus, Completion, Outcome, Request, RequestFlags, RequestKind};
+pub use request::{
+    BlockStatus, Completion, Outcome, Preallocation, Request, RequestFlags, RequestKind,
+};
 pub use topology::Topology;
 pub use transaction::Transaction;

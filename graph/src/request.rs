@@ -54,6 +54,38 @@ impl RequestKind {
     }
 }
 
+/// What is done about the space that a truncation adds. It reads as zeros in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Preallocation {
+    /// Nothing: storage is taken as data is written.
+    #[default]
+    Off,
+    /// A format maps it; there is no storage yet. For formats only.
+    Metadata,
+    /// Storage is reserved.
+    Falloc,
+    /// Zeros are written.
+    Full,
+}
+
+impl Preallocation {
+    /// Its name in options and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Preallocation::Off => "off",
+            Preallocation::Metadata => "metadata",
+            Preallocation::Falloc => "falloc",
+            Preallocation::Full => "full",
+        }
+    }
+
+    /// The mode with that name.
+    pub fn from_name(name: &str) -> Option<Preallocation> {
+        use Preallocation::{Falloc, Full, Metadata, Off};
+        [Off, Metadata, Falloc, Full].into_iter().find(|mode| mode.name() == name)
+    }
+}
+
 /// Flags of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct RequestFlags {
@@ -66,6 +98,8 @@ pub struct RequestFlags {
     pub no_fallback: bool,
     /// The data of this write is stored compressed: whole clusters that nothing was written to.
     pub compressed: bool,
+    /// What a truncation does about the space that it adds.
+    pub preallocation: Preallocation,
 }
 
 /// One request. Offsets and lengths are in bytes.
@@ -124,6 +158,14 @@ impl Request {
     /// Sets the length of the node.
     pub fn truncate(length: u64) -> Request {
         Request::new(RequestKind::Truncate, length, 0, IoVector::empty())
+    }
+
+    /// Has a truncation take the space that it adds. A node that cannot fails it with
+    /// [`NotSupported`](crate::ErrorKind::NotSupported).
+    #[must_use]
+    pub fn preallocated(mut self, mode: Preallocation) -> Request {
+        self.flags.preallocation = mode;
+        self
     }
 
     /// Sets force unit access (writes and write-zeroes).

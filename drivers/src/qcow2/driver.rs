@@ -11,8 +11,8 @@ use blockplex_graph::driver::{
     AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, PreparedReopen, Role,
 };
 use blockplex_graph::{
-    Access, DiscardMode, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Request, RequestKind,
-    Result,
+    Access, DiscardMode, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Preallocation,
+    Request, RequestKind, Result,
 };
 use std::any::Any;
 use std::sync::Arc;
@@ -87,6 +87,10 @@ impl Qcow2 {
             }
             RequestKind::BlockStatus => {
                 return Ok(self.status(&layers, offset, length).await?.into());
+            }
+            RequestKind::Truncate if flags.preallocation != Preallocation::Off => {
+                let text = format!("preallocation mode '{}'", flags.preallocation.name());
+                return Err(Error::new(ErrorKind::NotSupported, text));
             }
             RequestKind::Truncate => self.resize(&layers, offset).await?,
         }

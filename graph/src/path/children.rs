@@ -7,7 +7,7 @@ use crate::driver::Role;
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::NodeView;
 use crate::permission::Permissions;
-use crate::request::{BlockStatus, Outcome, Request, RequestFlags, RequestKind};
+use crate::request::{BlockStatus, Outcome, Preallocation, Request, RequestFlags, RequestKind};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::event_loop::Local;
 use std::sync::Arc;
@@ -155,6 +155,12 @@ impl Child {
     pub async fn truncate(&self, length: u64) -> Result<()> {
         self.demand(Permissions::RESIZE)?;
         self.perform(Request::truncate(length)).await.map(drop)
+    }
+
+    /// Sets its length; what that adds is taken as `mode` says.
+    pub async fn truncate_with(&self, length: u64, mode: Preallocation) -> Result<()> {
+        self.demand(Permissions::RESIZE)?;
+        self.perform(Request::truncate(length).preallocated(mode)).await.map(drop)
     }
 
     fn demand(&self, needed: Permissions) -> Result<()> {

@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::Limits;
 use crate::path::view::{QueueView, ROOT};
 use crate::permission::Permissions;
-use crate::request::{BlockStatus, Outcome, Request, RequestKind};
+use crate::request::{BlockStatus, Outcome, Preallocation, Request, RequestKind};
 use blockplex_drain::RequestRecord;
 use blockplex_io::event_loop::Local;
 
@@ -19,6 +19,12 @@ pub(super) fn check(view: &QueueView, request: &Request) -> Result<()> {
     }
     if request.flags.compressed && request.kind != RequestKind::Write {
         let text = format!("a {} cannot be compressed", request.kind.name());
+        return Err(Error::new(ErrorKind::InvalidArgument, text));
+    }
+    let preallocation = request.flags.preallocation;
+    if preallocation != Preallocation::Off && request.kind != RequestKind::Truncate {
+        let (mode, kind) = (preallocation.name(), request.kind.name());
+        let text = format!("a {kind} has no preallocation ({mode})");
         return Err(Error::new(ErrorKind::InvalidArgument, text));
     }
     match request.kind {
