@@ -234,7 +234,7 @@ pub(crate) fn filter(
         discard: DiscardMode::Unmap,
     };
     let (generic, _) = take_generic(&mut tree, inherited)?;
-    let driver = driver::filter(&mut tree, view.length())?;
+    let driver = driver::filter(&mut tree, view)?;
     tree.finish().map_err(invalid)?;
     Ok((name, driver, generic))
 }

@@ -6,12 +6,14 @@
 //! | [`null`] (`null-co`) | answers at once, keeps nothing | none |
 //! | [`memory`] | a disk in memory | none |
 //! | [`raw`] | passes on, or shows a window of its file | `file` |
+//! | [`blkdebug`] | injects errors, keeps requests waiting, narrows limits | `file` (`image` in options) |
 //! | [`qcow2`] | the qcow2 format | `file`, `backing` |
 //!
 //! Beside them: [`options`] (how nodes are described), [`open_gate`] (what an image may open by
 //! itself: nothing, unless granted) and [`probe`] (a suggestion of a format, never a decision).
 #![deny(missing_docs)]
 
+pub mod blkdebug;
 pub mod file;
 pub mod memory;
 pub mod null;

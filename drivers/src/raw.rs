@@ -2,7 +2,8 @@
 
 use blockplex_graph::driver::{AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, Role};
 use blockplex_graph::{
-    Access, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Request, RequestKind, Result,
+    Access, DebugEvent, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Request, RequestKind,
+    Result,
 };
 
 /// The index of the only child.
@@ -62,7 +63,10 @@ impl Driver for Raw {
         false
     }
 
-    fn map(&self, _node: &NodeView, request: &MapRequest<'_>) -> Map {
+    fn map(&self, node: &NodeView, request: &MapRequest<'_>) -> Map {
+        if request.kind == RequestKind::Flush && node.announces() {
+            return Map::Async { length: 0 };
+        }
         if request.kind == RequestKind::Truncate && self.has_window() {
             let text = "a raw node with an offset or a size cannot be resized";
             return Map::Fail(Error::new(ErrorKind::NotSupported, text));
@@ -77,9 +81,18 @@ impl Driver for Raw {
 
     fn unpin(&self, _loop_index: usize, _pin: Pin) {}
 
-    fn serve<'a>(&'a self, _io: &'a NodeIo, request: Request) -> LocalFuture<'a, Result<Outcome>> {
-        let text = format!("raw passes every {} on", request.kind.name());
-        Box::pin(async move { Err(Error::new(ErrorKind::NotSupported, text)) })
+    /// Flushes, where the file wants to hear of them.
+    fn serve<'a>(&'a self, io: &'a NodeIo, request: Request) -> LocalFuture<'a, Result<Outcome>> {
+        Box::pin(async move {
+            if request.kind != RequestKind::Flush {
+                let text = format!("raw passes every {} on", request.kind.name());
+                return Err(Error::new(ErrorKind::NotSupported, text));
+            }
+            let file = io.child(FILE)?;
+            file.announce(DebugEvent::FlushToOs).await;
+            file.announce(DebugEvent::FlushToDisk).await;
+            file.flush().await.map(|()| Outcome::Done)
+        })
     }
 
     fn close<'a>(&'a self, _io: &'a NodeIo) -> LocalFuture<'a, Result<()>> {

@@ -19,6 +19,7 @@
 //!
 //! There is no default for anything that affects data.
 
+use crate::debug_event::DebugListener;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::Limits;
 use crate::node::NodeView;
@@ -199,6 +200,12 @@ pub trait Driver: Any + Send + Sync {
         let _ = (io, options);
         let text = format!("a {} node has no options that can be changed", self.driver_name());
         Box::pin(async move { Err(Error::new(ErrorKind::NotSupported, text)) })
+    }
+
+    /// The driver as a listener to its parents' debug events. Read once for each version of the
+    /// graph; nearly no driver listens.
+    fn debug_listener(&self) -> Option<&dyn DebugListener> {
+        None
     }
 
     /// The last I/O before the node goes: write back, mark clean. Called once, after the drain

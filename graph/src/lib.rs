@@ -18,6 +18,7 @@
 
 mod account;
 mod block_graph;
+mod debug_event;
 mod drained;
 pub mod driver;
 mod error;
@@ -32,6 +33,7 @@ mod transaction;
 
 pub use account::{Statistics, Tally};
 pub use block_graph::BlockGraph;
+pub use debug_event::{DebugEvent, DebugListener};
 pub use drained::{Drained, DrainedSection, Scope};
 pub use driver::{Driver, Role};
 pub use error::{Error, ErrorKind, Result};

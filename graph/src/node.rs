@@ -131,6 +131,10 @@ pub struct NodeView {
     pub(crate) limits: Limits,
     /// What all parents together need and share.
     pub(crate) access: Access,
+    /// The driver wants to hear of its parents' steps.
+    pub(crate) listens: bool,
+    /// So does that of a child.
+    pub(crate) child_listens: bool,
 }
 
 impl NodeView {
@@ -182,6 +186,14 @@ impl NodeView {
     /// Its length in bytes now.
     pub fn length(&self) -> u64 {
         self.driver().length(self)
+    }
+
+    /// Whether a child wants to hear of this node's steps ([`Child::announce`]): what is announced
+    /// must then not be answered in tier 1.
+    ///
+    /// [`Child::announce`]: crate::Child::announce
+    pub fn announces(&self) -> bool {
+        self.child_listens
     }
 
     /// Whether writes are refused here.

@@ -269,7 +269,9 @@ fn build_view(
     }
     let access = access.unwrap_or(Access::IDLE);
     let Record { node, options, edges } = record;
-    Ok(NodeView { node, options, edges, children, limits, access })
+    let listens = node.driver().debug_listener().is_some();
+    let child_listens = children.iter().any(|child| child.listens);
+    Ok(NodeView { node, options, edges, children, limits, access, listens, child_listens })
 }
 
 /// Whether two views are the same, all the way down (children are compared by identity, since

@@ -3,14 +3,15 @@
 use super::{Inherited, OpenNode, Opener};
 use crate::layer::ImagePlace;
 use crate::options::invalid;
+use blockplex_drivers::blkdebug::{Blkdebug, BlkdebugOptions};
 use blockplex_drivers::file::{File, FileOptions, Locking, sys};
 use blockplex_drivers::memory::Memory;
 use blockplex_drivers::null::{self, Null};
 use blockplex_drivers::open_gate::FileIdentity;
-use blockplex_drivers::options::OptionTree;
+use blockplex_drivers::options::{OptionTree, Value};
 use blockplex_drivers::raw::Raw;
 use blockplex_graph::driver::Driver;
-use blockplex_graph::{Error, ErrorKind, NodeId, NodeOptions, Result, Role};
+use blockplex_graph::{Error, ErrorKind, NodeId, NodeOptions, NodeView, Result, Role};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -47,11 +48,12 @@ impl Opener<'_> {
                 self.add_leaf(name, Box::new(Memory::new(size)?), options).await
             }
             "raw" => self.open_raw(name, description).await,
+            "blkdebug" => self.open_blkdebug(name, description).await,
             "qcow2" => self.open_qcow2(name, description).await,
             other => {
                 let text = format!(
-                    "driver '{}' is not supported (file, host_device, memory, null-co, qcow2 and \
-                     raw are)",
+                    "driver '{}' is not supported (blkdebug, file, host_device, memory, null-co, \
+                     qcow2 and raw are)",
                     other.escape_default()
                 );
                 Err(Error::new(ErrorKind::NotSupported, text))
@@ -131,15 +133,57 @@ impl Opener<'_> {
     }
 }
 
+impl Opener<'_> {
+    async fn open_blkdebug(
+        &mut self,
+        name: Option<String>,
+        description: Description,
+    ) -> Result<OpenNode> {
+        let Description { mut tree, options, inherited, .. } = description;
+        let (mut tree, config) = self
+            .local
+            .blocking(move || {
+                let config = BlkdebugOptions::take_config(&mut tree);
+                (tree, config)
+            })
+            .await;
+        let settings = BlkdebugOptions::take(&mut tree, config?)?;
+        let key = if tree.contains("file") { "file" } else { "image" };
+        // As in QEMU, a file name stands for the child, too.
+        let image = match tree.take_str("x-image").map_err(invalid)? {
+            Some(filename) => {
+                let mut image = OptionTree::new();
+                image.set("driver", Value::String("file".into()));
+                image.set("filename", Value::String(filename));
+                self.open_tree(image, inherited).await?
+            }
+            None => self.open_child(&mut tree, key, inherited).await?,
+        };
+        tree.finish().map_err(invalid)?;
+        let topology = self.layer.graph().topology();
+        let alignment = topology.node(image.id).map_or(1, |view| view.limits().request_alignment);
+        let driver = Blkdebug::new(settings, alignment)?;
+        let children = [(Role::Filtered, image.id)];
+        let id = self.add(name, Box::new(driver), options, &children).await?;
+        Ok(OpenNode { id, ..image })
+    }
+}
+
 /// A filter's driver, for [`Blockplex::insert_filter`](crate::Blockplex::insert_filter).
-pub(super) fn filter(tree: &mut OptionTree, below_length: u64) -> Result<Box<dyn Driver>> {
+pub(super) fn filter(tree: &mut OptionTree, below: &NodeView) -> Result<Box<dyn Driver>> {
     match tree.require_str("driver").map_err(invalid)?.as_str() {
         "raw" => {
             let (offset, size) = take_window(tree)?;
-            Ok(Box::new(Raw::new(offset, size, below_length)?))
+            Ok(Box::new(Raw::new(offset, size, below.length())?))
+        }
+        // Without a configuration file: this runs on the control loop.
+        "blkdebug" => {
+            let settings = BlkdebugOptions::take(tree, None)?;
+            Ok(Box::new(Blkdebug::new(settings, below.limits().request_alignment)?))
         }
         other => {
-            let text = format!("driver '{}' is no filter (raw is)", other.escape_default());
+            let text =
+                format!("driver '{}' is no filter (blkdebug and raw are)", other.escape_default());
             Err(Error::new(ErrorKind::NotSupported, text))
         }
     }

@@ -212,6 +212,23 @@ impl OptionTree {
         Ok(Some(trees))
     }
 
+    /// Takes a list of texts.
+    ///
+    /// # Errors
+    ///
+    /// Not a list, or a member is not a string; the error names the member.
+    pub fn take_str_list(&mut self, key: &str) -> Result<Option<Vec<String>>, OptionError> {
+        let Some(items) = self.take_list(key)? else {
+            return Ok(None);
+        };
+        let path = self.path_of(key);
+        let text = |(index, item)| match item {
+            Value::String(text) => Ok(text),
+            other => Err(expected(join(&path, index), "a string", &other)),
+        };
+        items.into_iter().enumerate().map(text).collect::<Result<Vec<_>, _>>().map(Some)
+    }
+
     /// The end: everything known has been taken, so whatever is left is unknown.
     ///
     /// # Errors

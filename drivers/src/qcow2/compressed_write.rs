@@ -15,7 +15,7 @@ use super::join::join_all;
 use super::layers::Layers;
 use super::slice::Slice;
 use blockplex_graph::driver::LocalFuture;
-use blockplex_graph::{Error, ErrorKind, RequestFlags, Result};
+use blockplex_graph::{DebugEvent, Error, ErrorKind, RequestFlags, Result};
 use blockplex_io::buffer::{IoBuffer, IoVector};
 use blockplex_io::lock::RangeMode;
 use parking_lot::Mutex;
@@ -149,9 +149,12 @@ impl Qcow2 {
             }
         }
         let size = bytes.len() as u64;
+        layers.file.announce(DebugEvent::ClusterAllocBytes).await;
         let allocated = self.refcounts.allocate_bytes(&layers.file, size).await;
         let host = self.judge(&layers.file, allocated).await?;
         let data = IoBuffer::from_slice(bytes);
+        layers.file.announce(DebugEvent::L2UpdateCompressed).await;
+        layers.file.announce(DebugEvent::WriteCompressed).await;
         let written = layers.file.write(host, data, RequestFlags::default()).await;
         match written.and_then(|()| self.commit_compressed(&slice, position.index, host, size)) {
             Ok(()) => Ok(()),

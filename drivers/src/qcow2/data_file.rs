@@ -20,7 +20,7 @@ use super::join::join_all;
 use super::layers::Layers;
 use super::lookup::Place;
 use super::slice::SliceNumber;
-use blockplex_graph::{Child, Error, ErrorKind, RequestFlags, Result};
+use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, RequestFlags, Result};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::lock::{CoMutex, RangeMode};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -91,6 +91,7 @@ impl Qcow2 {
         host: u64,
         vector: IoVector,
     ) -> Result<()> {
+        layers.file.announce(DebugEvent::ReadAio).await;
         self.data(layers)?.read(host, vector).await
     }
 
@@ -101,6 +102,7 @@ impl Qcow2 {
         host: u64,
         vector: IoVector,
     ) -> Result<()> {
+        layers.file.announce(DebugEvent::WriteAio).await;
         self.data(layers)?.write(host, vector, RequestFlags::default()).await
     }
 

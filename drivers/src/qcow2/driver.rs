@@ -24,6 +24,9 @@ impl Qcow2 {
         if offset >= size {
             return Map::Zero { length };
         }
+        if node.announces() {
+            return Map::Async { length: length.min(size - offset) };
+        }
         // Before the look-up: what it finds stays what it is until the pin is given back.
         let pin = self.grace.pin(loop_index);
         let extent = self.look_up(offset, length.min(size - offset));
@@ -47,9 +50,9 @@ impl Qcow2 {
         }
     }
 
-    fn map_write(&self, request: &MapRequest<'_>) -> Map {
+    fn map_write(&self, node: &NodeView, request: &MapRequest<'_>) -> Map {
         let MapRequest { offset, length, loop_index, flags, .. } = *request;
-        if flags.fua || flags.compressed || !self.may_write_now() {
+        if flags.fua || flags.compressed || node.announces() || !self.may_write_now() {
             return Map::Async { length };
         }
         let pin = self.grace.pin(loop_index);
@@ -132,7 +135,7 @@ impl Driver for Qcow2 {
     fn map(&self, node: &NodeView, request: &MapRequest<'_>) -> Map {
         match request.kind {
             RequestKind::Read => self.map_read(node, request),
-            RequestKind::Write => self.map_write(request),
+            RequestKind::Write => self.map_write(node, request),
             _ => Map::Async { length: request.length },
         }
     }

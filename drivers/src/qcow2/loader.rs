@@ -9,7 +9,7 @@ use super::limbo::Freed;
 use super::lookup::Fault;
 use super::slice::{Slice, SliceNumber};
 use blockplex_drain::{Grace, GracePin};
-use blockplex_graph::{Error, ErrorKind, RequestFlags, Result};
+use blockplex_graph::{DebugEvent, Error, ErrorKind, RequestFlags, Result};
 use blockplex_io::buffer::IoVector;
 use std::sync::Arc;
 
@@ -54,6 +54,7 @@ impl Qcow2 {
             Err(fault) => return Err(self.fail_at(layers, self.guest_of(number), fault).await),
         };
         let memory = IoVector::zeroed(8 << self.slice_bits);
+        layers.file.announce(DebugEvent::L2Load).await;
         layers.file.read(offset, memory.clone()).await?;
         let bytes = memory.to_vec();
         let slice = self.refcounts.with_metadata(|is_metadata| {
@@ -132,11 +133,13 @@ impl Qcow2 {
         };
         let contents = IoVector::zeroed(self.geometry.cluster_size() as usize);
         if let Some(old) = old {
+            layers.file.announce(DebugEvent::L2AllocCowRead).await;
             layers.file.read(old, contents.clone()).await?;
         }
         let allocated = self.refcounts.allocate(&layers.file, 1).await;
         let run = self.judge(&layers.file, allocated).await?;
         let entry = L1Entry::Table { host: run.offset, copied: true }.encode(&self.geometry);
+        layers.file.announce(DebugEvent::L2AllocWrite).await;
         let written = layers.file.write(run.offset, contents, RequestFlags::default()).await;
         let raw = match (written, entry) {
             (Ok(()), Ok(raw)) => raw,

@@ -18,7 +18,7 @@ use super::refcounts::Refcounts;
 use super::slice_cache::SliceCache;
 use super::writeback::Rounds;
 use blockplex_drain::Grace;
-use blockplex_graph::{Child, Error, ErrorKind, Result};
+use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::lock::{CoMutex, RangeLock};
 use parking_lot::Mutex;
@@ -246,6 +246,7 @@ async fn read_refcount_table(file: &Child, header: &Header, file_length: u64) ->
         let text = format!("the refcount table at {offset:#x} reaches past the end of the file");
         return Err(Error::new(ErrorKind::Corrupt, text));
     }
+    file.announce(DebugEvent::ReftableLoad).await;
     read_table(file, offset, bytes).await
 }
 

@@ -7,7 +7,7 @@ use super::join::join_all;
 use super::layers::Layers;
 use super::lookup::Place;
 use blockplex_graph::driver::LocalFuture;
-use blockplex_graph::{Error, ErrorKind, Result};
+use blockplex_graph::{DebugEvent, Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
 
 /// Pieces of one read that run side by side.
@@ -110,6 +110,7 @@ impl Qcow2 {
     ) -> Result<()> {
         let stored = layers.file.length().saturating_sub(host).min(length) as usize;
         let compressed = IoVector::zeroed(stored);
+        layers.file.announce(DebugEvent::ReadCompressed).await;
         layers.file.read(host, compressed.clone()).await?;
         let decompressor = self.decompressors.lock().pop();
         let (kind, bits) = (self.information.compression_type, self.geometry.cluster_bits());
@@ -145,7 +146,10 @@ pub(super) async fn read_backing(layers: &Layers, at: u64, vector: IoVector) -> 
     let inside = layers.backing_length().saturating_sub(at).min(length);
     vector.fill(inside as usize, (length - inside) as usize, 0);
     match &layers.backing {
-        Some(backing) if inside > 0 => backing.read(at, vector.slice(0, inside as usize)).await,
+        Some(backing) if inside > 0 => {
+            layers.file.announce(DebugEvent::ReadBackingAio).await;
+            backing.read(at, vector.slice(0, inside as usize)).await
+        }
         _ => Ok(()),
     }
 }

@@ -16,7 +16,7 @@ pub(super) use allocation::{AllocationError, HostRun};
 use super::geometry::{Geometry, TABLE_ENTRY_BYTES};
 use allocation::{Allocation, Attempt};
 use block::Block;
-use blockplex_graph::{Child, Error, ErrorKind, Result};
+use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::lock::CoMutex;
 use extent::FileExtent;
@@ -105,12 +105,14 @@ impl Refcounts {
 
     /// Makes free clusters in a row used: at least one, at most `want`.
     pub(super) async fn allocate(&self, file: &Child, want: u64) -> Result<HostRun> {
+        file.announce(DebugEvent::ClusterAlloc).await;
         let run = self.retry(file, |allocation| allocation.allocate(want)).await?;
         self.cover(file, run).await
     }
 
     /// Makes `count` clusters in a row used.
     pub(super) async fn allocate_tail(&self, file: &Child, count: u64) -> Result<HostRun> {
+        file.announce(DebugEvent::ClusterAlloc).await;
         let run = self.retry(file, |allocation| allocation.allocate_tail(count)).await?;
         self.cover(file, run).await
     }
@@ -171,6 +173,7 @@ impl Refcounts {
 
     /// One reference less to `clusters` clusters from `offset` on.
     pub(super) async fn release(&self, file: &Child, offset: u64, clusters: u64) -> Result<()> {
+        file.announce(DebugEvent::ClusterFree).await;
         let bits = self.allocation.lock().geometry.cluster_bits();
         for cluster in offset >> bits..(offset >> bits) + clusters {
             self.retry(file, |allocation| allocation.release(cluster)).await?;
@@ -229,6 +232,7 @@ impl Refcounts {
             (offset, geometry.cluster_size() as usize, geometry.refcount_order())
         };
         let memory = IoVector::zeroed(size);
+        file.announce(DebugEvent::RefblockLoad).await;
         file.read(offset, memory.clone()).await?;
         let block = Block::new(memory.to_vec().into_boxed_slice(), order);
         self.allocation.lock().insert_block(index, block);

@@ -7,7 +7,7 @@
 use super::Qcow2;
 use super::layers::Layers;
 use super::limbo::Freed;
-use blockplex_graph::{Error, ErrorKind, RequestFlags, Result};
+use blockplex_graph::{DebugEvent, Error, ErrorKind, RequestFlags, Result};
 use blockplex_io::buffer::{IoBuffer, IoVector};
 use std::sync::atomic::Ordering;
 
@@ -86,6 +86,9 @@ impl Qcow2 {
         bytes.extend((entries as u32).to_be_bytes());
         bytes.extend(offset.to_be_bytes());
         let vector = IoBuffer::from_slice(&bytes);
+        if offset != old_offset {
+            layers.file.announce(DebugEvent::L1GrowActivateTable).await;
+        }
         layers.file.write(SIZE_OFFSET, vector, RequestFlags::default()).await?;
         layers.file.flush().await?;
         (header.size, header.l1_size, header.l1_table_offset) = (size, entries as u32, offset);
@@ -105,12 +108,14 @@ impl Qcow2 {
     async fn write_l1(&self, layers: &Layers, table: &[u8]) -> Result<u64> {
         let bytes = table.len() as u64;
         let clusters = self.geometry.clusters_for(bytes);
+        layers.file.announce(DebugEvent::L1GrowAllocTable).await;
         let allocated = self.refcounts.allocate_tail(&layers.file, clusters).await;
         let run = self.judge(&layers.file, allocated).await?;
         self.refcounts.add_metadata(run.offset, bytes);
         self.round(layers).await?;
         let mut whole = IoBuffer::zeroed((clusters << self.geometry.cluster_bits()) as usize);
         whole[..table.len()].copy_from_slice(table);
+        layers.file.announce(DebugEvent::L1GrowWriteTable).await;
         layers.file.write(run.offset, whole, RequestFlags::default()).await?;
         layers.file.flush().await?;
         Ok(run.offset)

@@ -16,7 +16,7 @@ use super::limbo::Freed;
 use super::lookup::{Fault, Place};
 use super::refcounts::HostRun;
 use super::slice::{Slice, SliceEditor};
-use blockplex_graph::{Error, ErrorKind, Result};
+use blockplex_graph::{DebugEvent, Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::lock::{RangeGuard, RangeMode};
 use std::sync::Arc;
@@ -180,6 +180,9 @@ impl Qcow2 {
         let before = self.old_contents(layers, at - head, head, first_place, &mut reads);
         let last_place = place(last, self.geometry.in_cluster(end));
         let after = self.old_contents(layers, end, tail, last_place, &mut reads);
+        if !reads.is_empty() {
+            layers.file.announce(DebugEvent::CowRead).await;
+        }
         join_all(reads).await?;
         let filler = |contents: Option<IoVector>, length: u64| match contents {
             None if !run.zeroed && length > 0 => Some(IoVector::zeroed(length as usize)),
@@ -189,6 +192,9 @@ impl Qcow2 {
         let start = if before.is_some() { run.offset } else { run.offset + head };
         let parts: Vec<IoVector> =
             [before, Some(data), filler(after, tail)].into_iter().flatten().collect();
+        if parts.len() > 1 {
+            layers.file.announce(DebugEvent::CowWrite).await;
+        }
         let vector = match <[IoVector; 1]>::try_from(parts) {
             Ok([data]) => data,
             Err(parts) => IoVector::concatenate(&parts),

@@ -35,7 +35,7 @@ use super::limbo::Freed;
 use super::refcounts::{HostRun, RefcountWork};
 use super::slice_cache::DirtySlice;
 use blockplex_graph::driver::LocalFuture;
-use blockplex_graph::{Child, Error, RequestFlags, Result};
+use blockplex_graph::{Child, DebugEvent, Error, RequestFlags, Result};
 use blockplex_io::buffer::IoBuffer;
 use blockplex_io::lock::CoMutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -86,7 +86,9 @@ struct Work {
 impl Qcow2 {
     /// Makes everything durable that has completed (W5).
     pub(super) async fn flush(&self, layers: &Layers) -> Result<()> {
+        layers.file.announce(DebugEvent::FlushToOs).await;
         if self.read_only {
+            layers.file.announce(DebugEvent::FlushToDisk).await;
             return self.flush_files(layers).await;
         }
         let before = self.rounds.begun();
@@ -145,13 +147,22 @@ impl Qcow2 {
         if !refcounts.is_empty() {
             self.refcounts.extend_file(file).await?;
         }
+        announce_blocks(file, work).await;
         write_all(file, refcounts.blocks.iter().map(|(at, bytes)| (*at, bytes))).await?;
+        if slices.is_empty() && sectors.is_empty() {
+            file.announce(DebugEvent::FlushToDisk).await;
+        }
         self.flush_files(layers).await?;
         if !refcounts.table.is_empty() {
+            let grows = refcounts.moved.is_some();
+            let (table, hookup) =
+                (DebugEvent::RefblockAllocWriteTable, DebugEvent::RefblockAllocHookup);
+            file.announce(if grows { table } else { hookup }).await;
             write_all(file, refcounts.table.iter().map(|(at, bytes)| (*at, bytes))).await?;
             file.flush().await?;
         }
         if let Some((offset, clusters)) = refcounts.moved {
+            file.announce(DebugEvent::RefblockAllocSwitchTable).await;
             let mut header = self.header.lock().await;
             header.refcount_table_offset = offset;
             // At most 8 MiB of clusters.
@@ -170,7 +181,9 @@ impl Qcow2 {
         }
         writes.extend(sectors.iter().map(|sector| (sector.offset, &sector.bytes)));
         writes.sort_unstable_by_key(|(offset, _)| *offset);
+        announce_tables(file, work).await;
         write_all(file, writes.into_iter()).await?;
+        file.announce(DebugEvent::FlushToDisk).await;
         file.flush().await
     }
 
@@ -244,6 +257,27 @@ impl Qcow2 {
         // What was freed is free in memory now; write that, too.
         self.flush(layers).await?;
         self.refcounts.trim_file(&layers.file).await
+    }
+}
+
+/// Says that refcount blocks are about to be written.
+async fn announce_blocks(file: &Child, work: &Work) {
+    if !work.refcounts.table.is_empty() {
+        file.announce(DebugEvent::RefblockAlloc).await;
+        file.announce(DebugEvent::RefblockAllocWrite).await;
+    }
+    if !work.refcounts.blocks.is_empty() {
+        file.announce(DebugEvent::RefblockUpdate).await;
+    }
+}
+
+/// Says that parts of L2 tables and of the L1 table are about to be written.
+async fn announce_tables(file: &Child, work: &Work) {
+    if !work.slices.is_empty() {
+        file.announce(DebugEvent::L2Update).await;
+    }
+    if !work.sectors.is_empty() {
+        file.announce(DebugEvent::L1Update).await;
     }
 }
 

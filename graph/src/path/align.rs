@@ -6,10 +6,11 @@
 //!     written from an old copy (W12, scenario "serialising").
 //! A2. Memory is bounded: one block for each ragged end, [`CHUNK`] for a bounce.
 
-use super::context::Context;
+use super::context::{Context, announce};
 use super::hold::SharedHolds;
 use super::serve::{part_of, perform, perform_prepared};
 use super::view::NodeIndex;
+use crate::debug_event::DebugEvent;
 use crate::error::Result;
 use crate::node::DetectZeroes;
 use crate::request::{Outcome, Request, RequestFlags, RequestKind};
@@ -95,15 +96,30 @@ async fn ragged_end(
     let memory = POOL.take(size).into_vector();
     let within = (part.offset - block) as usize;
     let length = part.length as usize;
+    let (before, after) = steps_of(within);
+    if part.kind == RequestKind::Write {
+        announce(context, node, before).await;
+    }
     let read = Request::read(block, memory.clone());
     perform_prepared(context, node, read, holds.clone()).await?;
     if part.kind == RequestKind::Read {
         part.vector.copy_from_vector(0, &memory, within, length);
         return Ok(());
     }
+    announce(context, node, after).await;
     memory.copy_from_vector(within, &part.vector, 0, length);
     let write = Request { flags: part.flags, ..Request::write(block, memory) };
     perform_prepared(context, node, write, holds.clone()).await.map(drop)
+}
+
+/// What is announced before and after a block is read for a write into it: a write that begins
+/// inside of the block is the head of a request, any other its tail.
+fn steps_of(within: usize) -> (DebugEvent, DebugEvent) {
+    if within > 0 {
+        (DebugEvent::PwritevRmwHead, DebugEvent::PwritevRmwAfterHead)
+    } else {
+        (DebugEvent::PwritevRmwTail, DebugEvent::PwritevRmwAfterTail)
+    }
 }
 
 /// A transfer whose memory does not suit the node; its offset and length do.

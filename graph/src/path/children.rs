@@ -1,8 +1,9 @@
 //! What drivers hold while they serve a request: their node, their children, their loop.
 
-use super::context::Context;
+use super::context::{Context, announce};
 use super::serve;
 use super::view::{NodeIndex, QueueView, ROOT};
+use crate::debug_event::DebugEvent;
 use crate::driver::Role;
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::NodeView;
@@ -161,6 +162,12 @@ impl Child {
     pub async fn truncate_with(&self, length: u64, mode: Preallocation) -> Result<()> {
         self.demand(Permissions::RESIZE)?;
         self.perform(Request::truncate(length).preallocated(mode)).await.map(drop)
+    }
+
+    /// Says what the parent is about to do, to a child that listens; the parent may be kept waiting
+    /// here. One branch where none does.
+    pub async fn announce(&self, event: DebugEvent) {
+        announce(&self.context, self.index, event).await;
     }
 
     fn demand(&self, needed: Permissions) -> Result<()> {

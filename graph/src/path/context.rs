@@ -1,7 +1,8 @@
 //! What everything that runs for one request shares.
 
 use super::hold::{Holds, SharedHolds};
-use super::view::QueueView;
+use super::view::{NodeIndex, QueueView};
+use crate::debug_event::DebugEvent;
 use blockplex_io::event_loop::Local;
 use std::rc::Rc;
 
@@ -21,5 +22,15 @@ pub(crate) struct Context {
 impl Context {
     pub(crate) fn holds(&self) -> Rc<SharedHolds> {
         SharedHolds::new(self.view.clone(), self.local.index(), Holds::default())
+    }
+}
+
+/// Announces a step to the driver of `node`, if it listens.
+pub(super) async fn announce(context: &Context, node: NodeIndex, event: DebugEvent) {
+    let view = &context.view.node(node).view;
+    if view.listens
+        && let Some(listener) = view.driver().debug_listener()
+    {
+        listener.announce(&context.local, event).await;
     }
 }
