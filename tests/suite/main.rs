@@ -2,6 +2,7 @@
 
 mod align;
 mod backend;
+mod blkdebug;
 mod discard_zero;
 mod drain;
 mod drain_change;
