@@ -159,7 +159,9 @@ impl Blkdebug {
                 self.check(io, (kind, offset, length)).await?;
                 return child.block_status(offset, length).await.map(Outcome::from);
             }
-            RequestKind::Truncate => child.truncate(offset).await?,
+            RequestKind::Truncate => {
+                child.truncate_with(offset, request.flags.preallocation).await?;
+            }
         }
         Ok(Outcome::Done)
     }

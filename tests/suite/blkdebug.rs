@@ -218,9 +218,10 @@ fn create(layer: &Blockplex, path: &Path) {
 /// An image of one cluster of ones, under `blkdebug` with these options.
 fn qcow2(layer: &Blockplex, path: &Path, options: &str) -> Backend {
     create(layer, path);
-    let plain = block_on(layer.open("disk", OpenOptions::image("qcow2", path))).unwrap().unwrap();
-    plain.blocking().write(0, &[1; 65536]).unwrap();
-    close(&plain).unwrap();
+    let plain = format!("driver=qcow2,file.driver=file,file.filename={}", path.display());
+    let plain = open(layer, &plain).expect("opens");
+    plain.blocking().write(0, &[1; 65536]).expect("writes");
+    close(&plain).expect("closes");
     let tree =
         format!("driver=qcow2,file.driver=blkdebug,file.x-image={}{options}", path.display());
     open(layer, &tree).expect("opens")
