@@ -23,6 +23,7 @@
 //! | `data_file` | where the guest's clusters are: the file, or an external data file |
 //! | `refcounts`, `limbo` | free clusters, those on their way to being free, and how far the file reaches |
 //! | `writeback` | the order in which metadata reaches the disk |
+//! | `snapshot` | internal snapshots, and the VM state that they have |
 //! | `integrity` | the first write, and damaged images |
 //! | `header_update` | changing the header of an open image |
 //!
@@ -35,6 +36,7 @@
 //! | [`extension`] | one header extension after the other, from bytes and to bytes |
 //! | [`geometry`] | cluster arithmetic: what a guest or host offset means in tables |
 //! | [`entry`] | one L1, L2 or refcount-table entry |
+//! | [`snapshot_table`] | the entries of the snapshot table |
 //! | [`refcount_block`] | one refcount of 1 to 64 bits in a block |
 //! | [`codec`] | compressed clusters |
 //! | [`image_layout`] | the bytes of a fresh image |
@@ -80,6 +82,8 @@ mod refcounts;
 mod resize;
 mod slice;
 mod slice_cache;
+mod snapshot;
+pub mod snapshot_table;
 mod status;
 #[cfg(test)]
 mod testing;
@@ -91,6 +95,7 @@ mod writeback;
 pub use create::{create, create_with_data_file};
 pub use image_layout::CreateOptions;
 pub use open::{BackingReference, ImageInformation, Qcow2Options};
+pub use snapshot::{MAX_SNAPSHOT_NAME_BYTES, NewSnapshot, Snapshot, SnapshotSelector};
 
 use blockplex_drain::Grace;
 use blockplex_io::lock::{CoMutex, RangeLock};
@@ -105,6 +110,7 @@ use limbo::Limbo;
 use parking_lot::Mutex;
 use refcounts::Refcounts;
 use slice_cache::SliceCache;
+use snapshot::Snapshots;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -141,9 +147,12 @@ pub struct Qcow2 {
     /// Guest clusters whose mapping is being changed.
     ranges: RangeLock,
     rounds: Rounds,
-    /// The turn to change the size.
+    /// The turn to change the size, or to do other management work.
     resizing: CoMutex<()>,
     header: CoMutex<Header>,
+    snapshots: Mutex<Snapshots>,
+    /// The snapshot that is shown instead of the disk.
+    shown: Option<SnapshotSelector>,
     integrity: Integrity,
     /// Decompressors at rest.
     decompressors: Mutex<Vec<Decompressor>>,

@@ -25,7 +25,7 @@ use super::geometry::{Geometry, HOST_OFFSET_LIMIT};
 use std::fmt;
 
 /// The refcount of the cluster is exactly 1: it may be written in place.
-const COPIED: u64 = 1 << 63;
+pub(super) const COPIED: u64 = 1 << 63;
 /// The cluster is compressed.
 const COMPRESSED: u64 = 1 << 62;
 /// The cluster reads as zeros (version 3).

@@ -83,6 +83,13 @@ impl Qcow2 {
         result
     }
 
+    /// Refuses all later writes: what is in memory may not be what is on the disk any more.
+    pub(super) fn give_up(&self, error: &Error) {
+        tracing::error!(%error, "the header of a qcow2 image is in doubt: no more writes");
+        // Relaxed: as in `is_broken`.
+        self.integrity.broken.store(true, Ordering::Relaxed);
+    }
+
     /// I2. Best effort: the request fails in any case.
     async fn mark_corrupt(&self, file: &Child, error: &Error) {
         // Relaxed: the first one marks, the order does not matter.

@@ -70,6 +70,11 @@ impl L1Table {
         // The mark comes under the same lock as the value, so that a snapshot takes both or none.
         let mut place = self.place.lock();
         place.dirty.insert(index / SECTOR_ENTRIES);
+        self.store(index, raw);
+    }
+
+    /// Under the mutex.
+    fn store(&self, index: u64, raw: u64) {
         let entry = if index < self.first.len() as u64 {
             self.first.get(index as usize)
         } else {
@@ -107,6 +112,17 @@ impl L1Table {
                 place.dirty.insert(index / SECTOR_ENTRIES);
             }
         }
+    }
+
+    /// The table is another one: that at `offset`, with `entries`, as the file has it. While nobody
+    /// looks anything up.
+    pub(super) fn replace(&self, offset: u64, entries: &[u64]) {
+        let mut place = self.place.lock();
+        let most = place.entries.max(entries.len() as u64);
+        for index in 0..most {
+            self.store(index, entries.get(index as usize).copied().unwrap_or(0));
+        }
+        *place = L1Place { offset, entries: entries.len() as u64, dirty: BTreeSet::new() };
     }
 
     /// Takes the changed parts; whoever takes them writes them or puts them back.

@@ -16,6 +16,7 @@ use super::limbo::Limbo;
 use super::loader::L1_TURNS;
 use super::refcounts::Refcounts;
 use super::slice_cache::SliceCache;
+use super::snapshot::{self, Snapshot, SnapshotSelector, Snapshots};
 use super::writeback::Rounds;
 use blockplex_drain::Grace;
 use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, Result};
@@ -53,6 +54,9 @@ pub struct Qcow2Options {
     /// `data-file` is null: the image is opened, read-only, without its external data file. What
     /// its metadata says can be read, its data cannot.
     pub without_data_file: bool,
+    /// Shows this internal snapshot instead of the disk, read-only. Cannot be changed while the
+    /// image is open.
+    pub snapshot: Option<SnapshotSelector>,
 }
 
 /// The backing file that an image names. Nobody has opened it.
@@ -121,29 +125,39 @@ impl Qcow2 {
     /// dirty or corrupt bit.
     pub async fn open(file: &Child, options: Qcow2Options, read_only: bool) -> Result<Qcow2> {
         let file_length = file.length();
-        let header = read_header(file, file_length).await?;
+        let mut header = read_header(file, file_length).await?;
         if !read_only {
             refuse_writing(&header)?;
         }
-        if options.without_data_file && !(header.has_data_file() && read_only) {
-            let text =
-                "an image is opened without a data file only read-only, and only if it has one";
-            return Err(Error::new(ErrorKind::InvalidArgument, text));
-        }
+        check_modes(&options, &header, read_only)?;
         for warning in &header.warnings {
             tracing::warn!(node = file.view().name(), %warning, "opening a qcow2 image");
         }
         let geometry = header.geometry();
         let slice_bits = slice_bits(&options, &geometry)?;
         let sizes = cache_sizes(&options, &geometry, header.size, slice_bits)?;
-        let l1_bytes = u64::from(header.l1_size) * TABLE_ENTRY_BYTES;
-        let l1 = read_table(file, header.l1_table_offset, l1_bytes).await?;
+        let snapshot_table = snapshot::table::read(file, &header, file_length).await?;
+        let table_bytes = snapshot_table.bytes;
         let table = read_refcount_table(file, &header, file_length).await;
         let table = if read_only { table.unwrap_or_default() } else { table? };
         let place = header.refcount_table_offset;
         let refcounts = Refcounts::new(geometry, table, place, file_length, sizes.refcounts);
         let bad_blocks = add_metadata(&refcounts, &header, file_length);
-        let bad_tables = find_bad_tables(&refcounts, &geometry, &l1, file_length);
+        let admit = || snapshot::table::admit(snapshot_table, &header, &refcounts, file_length);
+        let (snapshots, l1, bad_tables) = match &options.snapshot {
+            None => {
+                let bytes = u64::from(header.l1_size) * TABLE_ENTRY_BYTES;
+                let l1 = read_table(file, header.l1_table_offset, bytes).await?;
+                let bad_tables = find_bad_tables(&refcounts, &geometry, &l1, file_length);
+                (admit(), l1, bad_tables)
+            }
+            Some(which) => {
+                let snapshots = admit();
+                let l1 = show_snapshot(file, &mut header, &snapshots, which).await?;
+                let bad_tables = find_bad_tables(&refcounts, &geometry, &l1, file_length);
+                (snapshots, l1, bad_tables)
+            }
+        };
         if !read_only {
             bad_blocks?;
             check_counted(&refcounts, &header, file).await?;
@@ -171,6 +185,11 @@ impl Qcow2 {
             ranges: RangeLock::new(),
             rounds: Rounds::new(),
             resizing: CoMutex::new(()),
+            snapshots: Mutex::new(Snapshots {
+                list: snapshots,
+                table_clusters: geometry.clusters_for(table_bytes),
+            }),
+            shown: options.snapshot,
             header: CoMutex::new(header),
             integrity: Integrity::default(),
             decompressors: Mutex::new(Vec::new()),
@@ -195,6 +214,10 @@ impl Qcow2 {
 
     /// The caches that `options` ask for; the slices of an open image keep their size.
     pub(super) fn new_cache_sizes(&self, options: &Qcow2Options) -> Result<CacheSizes> {
+        if options.snapshot != self.shown {
+            let text = "the snapshot that a node shows cannot be changed while the image is open";
+            return Err(Error::new(ErrorKind::NotSupported, text));
+        }
         if slice_bits(options, &self.geometry)? != self.slice_bits {
             let text = "l2-cache-entry-size cannot be changed while the image is open";
             return Err(Error::new(ErrorKind::NotSupported, text));
@@ -216,6 +239,38 @@ async fn read_header(file: &Child, file_length: u64) -> Result<Header> {
     let header = Header::parse(&bytes, file_length)?;
     header.check_supported()?;
     Ok(header)
+}
+
+/// What the options show instead of the whole disk goes with how the image is opened.
+fn check_modes(options: &Qcow2Options, header: &Header, read_only: bool) -> Result<()> {
+    let refuse = |text| Err(Error::new(ErrorKind::InvalidArgument, text));
+    if options.without_data_file && !(header.has_data_file() && read_only) {
+        return refuse(
+            "an image is opened without a data file only read-only, and only if it has one",
+        );
+    }
+    if options.snapshot.is_some() && !read_only {
+        return refuse("an internal snapshot can only be opened read-only");
+    }
+    Ok(())
+}
+
+/// Makes `header`, which is never written, that of the disk as a snapshot has it; gives the
+/// snapshot's L1 table.
+async fn show_snapshot(
+    file: &Child,
+    header: &mut Header,
+    snapshots: &[Snapshot],
+    which: &SnapshotSelector,
+) -> Result<Vec<u64>> {
+    let snapshot = which.choose(snapshots)?;
+    if let Some(problem) = &snapshot.problem {
+        return Err(problem.clone());
+    }
+    let entry = &snapshot.entry;
+    header.size = entry.disk_size.unwrap_or(header.size);
+    (header.l1_table_offset, header.l1_size) = (entry.l1_table_offset, entry.l1_size);
+    snapshot::read_l1(file, entry).await
 }
 
 fn refuse_writing(header: &Header) -> Result<()> {
@@ -268,9 +323,6 @@ fn add_metadata(refcounts: &Refcounts, header: &Header, file_length: u64) -> Res
     }
     let l1_bytes = u64::from(header.l1_size) * TABLE_ENTRY_BYTES;
     refcounts.add_metadata(header.l1_table_offset, l1_bytes);
-    // The table's entries have variable lengths: what is sure to be there.
-    let snapshot_bytes = u64::from(header.snapshot_count) * 40;
-    refcounts.add_metadata(header.snapshots_offset, snapshot_bytes);
     if let Some(bitmaps) = header.consistent_bitmaps() {
         refcounts.add_metadata(bitmaps.directory_offset, bitmaps.directory_size);
     }

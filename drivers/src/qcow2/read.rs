@@ -85,7 +85,10 @@ impl Qcow2 {
     ) -> Option<IoVector> {
         // What lies past the end of the disk is never the backing's: a disk that grows grows with
         // zeros.
-        let inside = self.disk_size().saturating_sub(at).min(length);
+        let inside = match at >= self.vm_state_start() {
+            true => length,
+            false => self.disk_size().saturating_sub(at).min(length),
+        };
         let reads_zero = match place {
             Place::Zero => true,
             Place::Unallocated => at >= layers.backing_length(),

@@ -181,6 +181,26 @@ impl Refcounts {
         Ok(())
     }
 
+    /// One reference more to `clusters` clusters from `offset` on, which have some; on an error to
+    /// none of them.
+    pub(super) async fn retain(&self, file: &Child, offset: u64, clusters: u64) -> Result<()> {
+        let bits = self.allocation.lock().geometry.cluster_bits();
+        for at in 0..clusters {
+            let cluster = (offset >> bits) + at;
+            if let Err(error) = self.retry(file, |allocation| allocation.retain(cluster)).await {
+                self.release(file, offset, at).await?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The error of a cluster at `offset` that already has the largest refcount.
+    pub(super) fn overflow(&self, offset: u64) -> Error {
+        let limit = self.allocation.lock().geometry.max_refcount();
+        AllocationError::Overflow(offset, limit).into()
+    }
+
     /// The refcount of the cluster at `offset`.
     pub(super) async fn refcount(&self, file: &Child, offset: u64) -> Result<u64> {
         self.retry(file, |allocation| {
@@ -317,6 +337,13 @@ impl From<AllocationError> for Error {
                 let text =
                     format!("the cluster at {offset:#x} holds metadata, but its refcount is 0");
                 Error::new(ErrorKind::Corrupt, text)
+            }
+            AllocationError::Overflow(offset, limit) => {
+                let text = format!(
+                    "the cluster at {offset:#x} has refcount {limit}, the most with the refcount \
+                     width of this image"
+                );
+                Error::new(ErrorKind::InvalidArgument, text)
             }
             AllocationError::Uncounted(offset) => {
                 let text = format!("the cluster at {offset:#x} is in use, but its refcount is 0");

@@ -130,6 +130,13 @@ impl SliceCache {
         }
     }
 
+    /// Forgets all slices, none of which is dirty: the tables in the file have changed. While no
+    /// request runs.
+    pub(super) fn clear(&self) {
+        debug_assert!(self.dirty.lock().is_empty(), "a dirty slice would be lost");
+        self.directory.clear();
+    }
+
     /// Slices in memory now.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {

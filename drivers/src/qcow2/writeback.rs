@@ -204,7 +204,8 @@ impl Qcow2 {
         }
     }
 
-    async fn release(&self, file: &Child, freed: Freed) -> Result<()> {
+    /// Gives back what nothing refers to any more, on the disk either.
+    pub(super) async fn release(&self, file: &Child, freed: Freed) -> Result<()> {
         let Freed { offset, clusters, discard } = freed;
         if discard {
             self.discard_unshared(file, offset, clusters).await?;

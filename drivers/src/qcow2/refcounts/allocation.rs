@@ -73,6 +73,8 @@ pub(in crate::qcow2) enum AllocationError {
     Overlap(u64),
     /// The cluster at this offset is in use, and its refcount is 0.
     Uncounted(u64),
+    /// The cluster at this offset has the largest refcount, which is this.
+    Overflow(u64, u64),
 }
 
 impl Allocation {
@@ -172,6 +174,27 @@ impl Allocation {
                 Attempt::Load(index) => return Attempt::Load(index),
                 Attempt::Failed(error) => return Attempt::Failed(error),
             }
+        }
+    }
+
+    /// One reference more to a cluster that has some.
+    pub(super) fn retain(&mut self, cluster: u64) -> Attempt<()> {
+        let per_block = self.geometry.refcounts_per_block();
+        let index = cluster / per_block;
+        let uncounted = Attempt::Failed(AllocationError::Uncounted(self.offset_of(cluster)));
+        let offset = self.offset_of(cluster);
+        let limit = self.geometry.max_refcount();
+        if self.table.get(index as usize).is_none_or(|offset| *offset == 0) {
+            return uncounted;
+        }
+        let Some(block) = self.block(index) else { return Attempt::Load(index) };
+        let at = (cluster % per_block) as usize;
+        match block.get(at) {
+            0 => uncounted,
+            count if count >= limit || block.set(at, count + 1).is_err() => {
+                Attempt::Failed(AllocationError::Overflow(offset, limit))
+            }
+            _ => Attempt::Done(()),
         }
     }
 

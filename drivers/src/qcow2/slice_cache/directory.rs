@@ -91,11 +91,20 @@ impl SliceDirectory {
         while order.len() > keep && visits > 0 {
             visits -= 1;
             let Some(number) = order.pop_front() else { break };
-            if !self.remove_unused(number, &guard) {
+            if !self.remove(number, false, &guard) {
                 order.push_back(number);
             }
         }
         order.len()
+    }
+
+    /// Removes all slices, whoever refers to them.
+    pub(super) fn clear(&self) {
+        let mut order = self.order.lock();
+        let guard = epoch::pin();
+        for number in order.drain(..) {
+            self.remove(number, true, &guard);
+        }
     }
 
     /// Slices in memory.
@@ -104,8 +113,9 @@ impl SliceDirectory {
         self.order.lock().len()
     }
 
-    /// Removes a slice if it is neither referred to nor lately used. Under the mutex.
-    fn remove_unused(&self, number: SliceNumber, guard: &Guard) -> bool {
+    /// Removes a slice if it is neither referred to nor lately used, or in any case. Under the
+    /// mutex.
+    fn remove(&self, number: SliceNumber, in_any_case: bool, guard: &Guard) -> bool {
         let mut place = self.bucket(number);
         loop {
             // Relaxed: lists are changed under the mutex only, which the caller holds.
@@ -118,7 +128,8 @@ impl SliceDirectory {
                 continue;
             }
             // New references are made under the mutex, or from ones that exist.
-            if Arc::strong_count(&link.slice) > 1 || link.slice.take_used() {
+            let is_used = || Arc::strong_count(&link.slice) > 1 || link.slice.take_used();
+            if !in_any_case && is_used() {
                 return false;
             }
             let next = link.next.load(Ordering::Relaxed, guard);
@@ -134,7 +145,7 @@ impl SliceDirectory {
 
 /// The link of `number` in a bucket's list.
 fn find<'g>(bucket: &Atomic<Link>, number: SliceNumber, guard: &'g Guard) -> Option<&'g Link> {
-    // Acquire, here and below: partner of the Releases in `insert` and `remove_unused`.
+    // Acquire, here and below: partner of the Releases in `insert` and `remove`.
     let mut place: Shared<'g, Link> = bucket.load(Ordering::Acquire, guard);
     loop {
         // SAFETY: `place` is null or a link that was reachable after the guard was made, which is
