@@ -54,6 +54,19 @@ impl Scratch {
         assert!(matches!(output.status.code(), Some(0 | 3)), "{text}");
     }
 
+    /// `qemu-img check` finds nothing but leaks and clusters that are ours alone without saying so,
+    /// which costs a copy and no more.
+    pub(crate) fn check_harmless(&self, image: &str) {
+        let output = Command::new("qemu-img").args(["check", image]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        for line in text.lines().filter(|line| line.starts_with("ERROR")) {
+            let harmless = line.contains("OFLAG_COPIED") && line.ends_with("refcount=1");
+            assert!(harmless, "{text}");
+        }
+        assert!(matches!(output.status.code(), Some(0 | 2 | 3)), "{text}");
+    }
+
     /// `qemu-img check` finds nothing at all.
     pub(crate) fn check_clean(&self, image: &str) {
         self.qemu_img(&["check", "-q", image]);

@@ -8,4 +8,5 @@ mod creation;
 mod data_file;
 mod faults;
 mod fuzz;
+mod snapshot_work;
 mod snapshots;

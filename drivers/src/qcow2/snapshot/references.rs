@@ -60,7 +60,6 @@ impl Qcow2 {
     ) -> Result<()> {
         for (index, raw) in (0..).zip(l1) {
             let Some(table) = self.table_of(index, *raw)? else { continue };
-            visit(Reference { offset: table, clusters: 1 }).await?;
             let bytes = self.read_l2(file, table).await?;
             let mut run: Option<Reference> = None;
             for (entry, word) in self.words(&bytes) {
@@ -82,6 +81,8 @@ impl Qcow2 {
             if let Some(run) = run {
                 visit(run).await?;
             }
+            // Last: who gives a table back may not need it any more.
+            visit(Reference { offset: table, clusters: 1 }).await?;
         }
         Ok(())
     }

@@ -3,8 +3,9 @@
 use super::volume::Volume;
 use crate::qcow2::{Qcow2, Qcow2Options};
 use blockplex_graph::{
-    Access, BlockGraph, BlockStatus, Child, DiscardMode, NodeId, NodeOptions, Origin, Outcome,
+    Access, BlockGraph, BlockStatus, Child, DiscardMode, NodeId, NodeIo, NodeOptions, Origin, Outcome,
     Permissions, Queue, Request, Result, Role,
+    Scope,
 };
 use blockplex_io::buffer::{IoBuffer, IoVector};
 use blockplex_io::event_loop::{EventLoop, LoopConfig};
@@ -143,6 +144,20 @@ impl Rig {
             Outcome::Status(status) => *status,
             Outcome::Done => panic!("no status"),
         }
+    }
+
+    /// Runs management work on the driver, while no request reaches it.
+    pub(crate) fn manage<T>(&mut self, work: impl AsyncFnOnce(&Qcow2, &NodeIo) -> T) -> T {
+        let local = self.event_loop.local();
+        self.event_loop.block_on(async {
+            let drained = self.graph.drain(Scope::node(self.node)).await.unwrap();
+            let topology = self.graph.topology();
+            let view = topology.node(self.node).unwrap();
+            let io = NodeIo::for_control(&local, view);
+            let result = work(view.driver_as::<Qcow2>().unwrap(), &io).await;
+            drop(drained);
+            result
+        })
     }
 
     pub(crate) fn reopen(&mut self, options: Qcow2Options) -> Result<()> {
