@@ -96,6 +96,7 @@
 
 mod backend;
 mod blocking;
+mod internal_snapshot;
 mod layer;
 mod open;
 mod options;

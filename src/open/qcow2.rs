@@ -7,7 +7,7 @@ use crate::options::invalid;
 use blockplex_drivers::file::{File, FileOptions};
 use blockplex_drivers::open_gate::{self, escape_bytes};
 use blockplex_drivers::options::{OptionTree, Reference};
-use blockplex_drivers::qcow2::{BackingReference, Qcow2, Qcow2Options};
+use blockplex_drivers::qcow2::{BackingReference, Qcow2, Qcow2Options, SnapshotSelector};
 use blockplex_drivers::raw::Raw;
 use blockplex_graph::{DiscardMode, Error, ErrorKind, NodeId, NodeOptions, OriginId, Result, Role};
 use std::path::Path;
@@ -56,6 +56,7 @@ impl Opener<'_> {
         let mut levels = vec![self.read_level(name, file.clone(), options, &chain, data).await?];
         // What follows is for the images below.
         chain.settings.without_data_file = false;
+        chain.settings.snapshot = None;
         chain.inherited.read_only = true;
         let below = match backing {
             Some(Reference::Tree(tree)) => {
@@ -273,7 +274,10 @@ impl Opener<'_> {
 }
 
 fn take_settings(tree: &mut OptionTree) -> Result<Qcow2Options> {
+    let snapshot = tree.take_str("internal-snapshot").map_err(invalid)?;
+    let snapshot = snapshot.map(|text| SnapshotSelector::parse(&text)).transpose()?;
     Ok(Qcow2Options {
+        snapshot,
         cache_size: tree.take_size("cache-size").map_err(invalid)?,
         l2_cache_size: tree.take_size("l2-cache-size").map_err(invalid)?,
         l2_cache_entry_size: tree.take_size("l2-cache-entry-size").map_err(invalid)?,

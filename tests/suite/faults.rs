@@ -15,6 +15,7 @@
 //! | [`header`], [`extension`] | rows H and E |
 //! | [`name`] | rows B: what an image names, and what the gate lets it have |
 //! | [`table`] | rows T: L1, L2, refcounts, compressed clusters |
+//! | [`snapshot`] | rows S: the snapshot table |
 //! | [`plain`] | rows W: raw, formats stated and never guessed, files that shrink |
 //! | [`failing`], [`sweep`] | a driver that fails; each lower operation fails once |
 //! | [`mutation`] | images with random damage |
@@ -29,5 +30,6 @@ mod mutation;
 mod name;
 mod plain;
 mod rows;
+mod snapshot;
 mod sweep;
 mod table;

@@ -239,9 +239,12 @@ impl Qcow2 {
     }
 
     fn new_entry(&self, new: NewSnapshot, others: &[Snapshot]) -> Result<SnapshotEntry> {
-        let NewSnapshot { name, date, vm_clock_nanoseconds, vm_state_size, instruction_count } = new;
+        let NewSnapshot { name, date, vm_clock_nanoseconds, vm_state_size, instruction_count } =
+            new;
         if name.len() > MAX_SNAPSHOT_NAME_BYTES || name.contains(&0) {
-            let text = format!("a snapshot's name has at most {MAX_SNAPSHOT_NAME_BYTES} bytes, and no NUL");
+            let text = format!(
+                "a snapshot's name has at most {MAX_SNAPSHOT_NAME_BYTES} bytes, and no NUL"
+            );
             return Err(Error::new(ErrorKind::InvalidArgument, text));
         }
         let date = date.unwrap_or_else(SystemTime::now);

@@ -1,7 +1,7 @@
 //! Rows T: entries of L1, L2 and refcount tables, and compressed clusters.
 
 use super::image::{
-    self, DATA, L1, L2, Patch, REFCOUNT_BLOCK, REFCOUNT_TABLE, Sandbox, be16, be32, be64, made,
+    self, DATA, L1, L2, Patch, REFCOUNT_BLOCK, REFCOUNT_TABLE, Sandbox, be16, be64, made,
 };
 use super::rows::{
     CORRUPT_ENTRY, CORRUPT_TABLE, Expected, FAR, Fate, READ_ONLY, Row, UNREADABLE, WORKS, bounded,
@@ -269,12 +269,4 @@ fn every_kind_of_request_meets_damage() {
         });
         assert_eq!(fs::read(&path).expect("it is there")[79], 2, "request {number}: mark");
     }
-}
-
-/// Snapshots are not opened here: an entry of garbage harms nobody (S02, S03, S04).
-#[test]
-fn a_snapshot_table_of_garbage_is_left_alone() {
-    let garbage = [be32(60, 1), be64(64, 0x60000), Patch::Bytes(0x60000, vec![0xff; 0x10000])];
-    let counted = [be16(REFCOUNT_BLOCK + 12, 1)];
-    judge([row("S02", [garbage.as_slice(), &counted].concat(), WORKS)]);
 }

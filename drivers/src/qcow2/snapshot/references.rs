@@ -174,7 +174,9 @@ impl Qcow2 {
                 let Some(word) = entry.first_chunk_mut::<8>() else { continue };
                 let raw = u64::from_be_bytes(*word);
                 let host = match L2Entry::decode(raw, &self.geometry, self.version) {
-                    Ok(Cluster::Normal { host, .. } | Cluster::Zero { host: Some(host), .. }) => host,
+                    Ok(Cluster::Normal { host, .. } | Cluster::Zero { host: Some(host), .. }) => {
+                        host
+                    }
                     _ => continue,
                 };
                 let new = self.mark(file, raw, host, marks).await?;
@@ -214,7 +216,9 @@ impl Qcow2 {
     /// The first words of the entries of an L2 table.
     fn words<'a>(&self, bytes: &'a [u8]) -> impl Iterator<Item = (u64, u64)> + use<'a> {
         let entries = bytes.chunks_exact(self.geometry.l2_entry_bytes() as usize);
-        (0..).zip(entries.map(|entry| entry.first_chunk().map_or(0, |word| u64::from_be_bytes(*word))))
+        (0..).zip(
+            entries.map(|entry| entry.first_chunk().map_or(0, |word| u64::from_be_bytes(*word))),
+        )
     }
 
     fn reference_of(&self, cluster: Cluster) -> Option<Reference> {

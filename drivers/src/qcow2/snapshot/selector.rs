@@ -55,8 +55,7 @@ impl SnapshotSelector {
 
     /// The index of the snapshot that is meant.
     pub(super) fn find(&self, snapshots: &[Snapshot]) -> Result<usize> {
-        let position =
-            |is_it: &dyn Fn(&Snapshot) -> bool| snapshots.iter().position(|snapshot| is_it(snapshot));
+        let position = |is_it: &dyn Fn(&Snapshot) -> bool| snapshots.iter().position(is_it);
         let found = match self {
             SnapshotSelector::IdOrName(text) => position(&|snapshot| snapshot.entry.id == *text)
                 .or_else(|| position(&|snapshot| snapshot.entry.name == *text)),

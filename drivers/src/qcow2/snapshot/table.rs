@@ -50,14 +50,26 @@ pub(in crate::qcow2) async fn read(
                 let end = bytes + length as u64;
                 if end > MAX_SNAPSHOT_TABLE_BYTES {
                     let rule = format!("exceeds {MAX_SNAPSHOT_TABLE_BYTES} bytes");
-                    return Err(FormatError::number("snapshot table of", end, Place::Elsewhere, rule).into());
+                    return Err(FormatError::number(
+                        "snapshot table of",
+                        end,
+                        Place::Elsewhere,
+                        rule,
+                    )
+                    .into());
                 }
                 // The padding of the last entry may be missing.
                 let missing = (length as u64 - have).saturating_sub(7).max(1);
                 if file_length.saturating_sub(read_to) < missing {
                     let rule = format!("reaches past the end of the file at {file_length:#x}");
                     let number = number.into();
-                    return Err(FormatError::number("snapshot table entry", number, Place::Elsewhere, rule).into());
+                    return Err(FormatError::number(
+                        "snapshot table entry",
+                        number,
+                        Place::Elsewhere,
+                        rule,
+                    )
+                    .into());
                 }
                 buffer.drain(..used);
                 used = 0;
@@ -189,7 +201,12 @@ impl Qcow2 {
     }
 
     /// Gives back a table that the header was never told of.
-    pub(super) async fn abandon_table(&self, layers: &Layers, table: NewTable, error: Error) -> Error {
+    pub(super) async fn abandon_table(
+        &self,
+        layers: &Layers,
+        table: NewTable,
+        error: Error,
+    ) -> Error {
         match table.place {
             Some(run) => self.abandon(layers, run, error).await,
             None => error,

@@ -30,7 +30,9 @@ impl Qcow2 {
         let mut words = self.disk_l1();
         if (words.len() as u64) < last {
             words.resize(last as usize, 0);
-            self.switch_disk(&layers, &words, self.disk_size()).await.map_err(|(error, _)| error)?;
+            self.switch_disk(&layers, &words, self.disk_size())
+                .await
+                .map_err(|(error, _)| error)?;
         }
         drop(turn);
         self.write(&layers, start, vector).await
@@ -55,7 +57,8 @@ impl Qcow2 {
         match (start, end) {
             (Some(start), Some(end)) if end <= most => Ok(start),
             _ => {
-                let text = format!("VM state at {offset} reaches past {most}, the most that is mapped");
+                let text =
+                    format!("VM state at {offset} reaches past {most}, the most that is mapped");
                 Err(Error::new(ErrorKind::LimitExceeded, text))
             }
         }

@@ -3,9 +3,8 @@
 use super::volume::Volume;
 use crate::qcow2::{Qcow2, Qcow2Options};
 use blockplex_graph::{
-    Access, BlockGraph, BlockStatus, Child, DiscardMode, NodeId, NodeIo, NodeOptions, Origin, Outcome,
-    Permissions, Queue, Request, Result, Role,
-    Scope,
+    Access, BlockGraph, BlockStatus, Child, DiscardMode, NodeId, NodeIo, NodeOptions, Origin,
+    Outcome, Permissions, Queue, Request, Result, Role, Scope,
 };
 use blockplex_io::buffer::{IoBuffer, IoVector};
 use blockplex_io::event_loop::{EventLoop, LoopConfig};

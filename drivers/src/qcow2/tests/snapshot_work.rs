@@ -117,7 +117,8 @@ fn snapshots_of_the_peer_are_applied_and_removed() {
         rig.write(4096, &[1; 512]);
         rig.flush();
         let written = volume.journal();
-        let in_place = |event: &Event| matches!(event, Event::Write(_, bytes) if bytes.len() == 512);
+        let in_place =
+            |event: &Event| matches!(event, Event::Write(_, bytes) if bytes.len() == 512);
         assert!(written.len() == 2 && in_place(&written[0]), "{options}: {written:?}");
         rig.close();
         volume.save(&path);
