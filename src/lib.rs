@@ -96,6 +96,8 @@
 
 mod backend;
 mod blocking;
+mod create;
+pub mod file_name;
 mod internal_snapshot;
 mod layer;
 mod open;

@@ -6,7 +6,9 @@
 //! opened before it is closed again.
 //!
 //! An image's own words (its backing name) are data. They lead to another file only through the
-//! caller's gate, read-only, in the format that the image states; nothing is ever guessed.
+//! caller's gate, read-only, in the format that the image states. Nothing is ever guessed, unless
+//! the caller asked for it ([`OpenOptions::probe_formats`]): then the first bytes of a file decide
+//! where nothing else does, and a file that they make raw is guarded.
 
 mod driver;
 mod qcow2;
@@ -16,11 +18,13 @@ use crate::layer::{Blockplex, ImagePlace};
 use crate::options::{OpenOptions, invalid};
 use blockplex_drivers::open_gate::{ChainGuard, FileIdentity, OpenGate};
 use blockplex_drivers::options::{OptionTree, Reference};
+use blockplex_drivers::probe::{self, PROBE_BYTES};
 use blockplex_graph::driver::Driver;
 use blockplex_graph::{
     Access, Child, DetectZeroes, DiscardMode, Error, ErrorKind, NodeId, NodeOptions, OriginId,
     Permissions, Result,
 };
+use blockplex_io::buffer::IoVector;
 use blockplex_io::event_loop::Local;
 use std::future::Future;
 use std::path::PathBuf;
@@ -39,6 +43,8 @@ pub(crate) struct Opener<'a> {
     layer: &'a Blockplex,
     local: &'a Local,
     gate: OpenGate,
+    probing: bool,
+    without_backing: bool,
     chain: ChainGuard,
     nodes: Vec<NodeId>,
     images: Vec<(NodeId, ImagePlace)>,
@@ -50,6 +56,7 @@ pub(crate) struct Inherited {
     read_only: bool,
     direct: bool,
     no_flush: bool,
+    force_share: bool,
     discard: DiscardMode,
 }
 
@@ -71,11 +78,15 @@ impl<'a> Opener<'a> {
         local: &'a Local,
         options: OpenOptions,
     ) -> Result<Opened> {
+        let probing = options.probes_formats();
+        let without_backing = options.is_without_backing();
         let (tree, gate) = options.into_parts();
         let mut opener = Opener {
             layer,
             local,
             gate,
+            probing,
+            without_backing,
             chain: ChainGuard::new(),
             nodes: Vec::new(),
             images: Vec::new(),
@@ -84,6 +95,7 @@ impl<'a> Opener<'a> {
             read_only: false,
             direct: false,
             no_flush: false,
+            force_share: false,
             discard: DiscardMode::Ignore,
         };
         match opener.open_tree(tree, inherited).await {
@@ -122,9 +134,16 @@ impl<'a> Opener<'a> {
             let driver = match tree.take_str("driver").map_err(invalid)? {
                 Some(driver) => driver,
                 None if tree.contains("filename") => "file".to_owned(),
+                None if self.probing && tree.contains("file") => {
+                    let file = self.open_child(&mut tree, "file", inherited).await?;
+                    let driver = self.probe(&file).await?.to_owned();
+                    let file = Some(file);
+                    let description = Description { driver, tree, options, inherited, file };
+                    return self.open_node(name, description).await;
+                }
                 None => return Err(invalid(tree.missing("driver"))),
             };
-            let description = Description { driver, tree, options, inherited };
+            let description = Description { driver, tree, options, inherited, file: None };
             self.open_node(name, description).await
         })
     }
@@ -141,6 +160,16 @@ impl<'a> Opener<'a> {
             Some(Reference::Name(name)) => self.existing(&name),
             Some(Reference::Nothing) | None => Err(invalid(tree.missing(key))),
         }
+    }
+
+    /// The format that the first bytes of a file speak for.
+    async fn probe(&self, file: &OpenNode) -> Result<&'static str> {
+        let (holder, child) = self.hold(file.id, true).await?;
+        let memory = IoVector::zeroed(PROBE_BYTES);
+        let result = child.read(0, memory.clone()).await;
+        self.let_go(holder).await;
+        result?;
+        Ok(probe::suggest_format(&memory.to_vec()).name())
     }
 
     fn existing(&self, name: &str) -> Result<OpenNode> {
@@ -230,6 +259,7 @@ pub(crate) fn filter(
         read_only: view.is_read_only(),
         direct: false,
         no_flush: false,
+        force_share: false,
         // A filter passes on what reaches it, unless it is told otherwise.
         discard: DiscardMode::Unmap,
     };
@@ -253,9 +283,15 @@ fn take_generic(tree: &mut OptionTree, inherited: Inherited) -> Result<(NodeOpti
     let direct = cache.take_bool("direct").map_err(invalid)?.unwrap_or(inherited.direct);
     let no_flush = cache.take_bool("no-flush").map_err(invalid)?.unwrap_or(inherited.no_flush);
     cache.finish().map_err(invalid)?;
-    let read_only = tree.take_bool("read-only").map_err(invalid)?;
+    let read_only = tree.take_bool("read-only").map_err(invalid)?.unwrap_or(inherited.read_only);
+    let force_share = tree.take_bool("force-share").map_err(invalid)?;
+    let force_share = force_share.unwrap_or(inherited.force_share);
+    if force_share && !read_only {
+        let text = "force-share=on can only be used with read-only images";
+        return Err(Error::new(ErrorKind::InvalidArgument, text));
+    }
     let options = NodeOptions {
-        read_only: read_only.unwrap_or(inherited.read_only),
+        read_only,
         discard: tree.take_enum("discard", &discard).map_err(invalid)?.unwrap_or(inherited.discard),
         detect_zeroes: tree
             .take_enum("detect-zeroes", &zeroes)
@@ -271,6 +307,7 @@ fn take_generic(tree: &mut OptionTree, inherited: Inherited) -> Result<(NodeOpti
         read_only: options.read_only,
         direct,
         no_flush,
+        force_share,
         // Format drivers decide themselves what they give back to their file (as in QEMU).
         discard: DiscardMode::Unmap,
     };

@@ -24,6 +24,8 @@ use std::path::Path;
 pub struct OpenOptions {
     tree: OptionTree,
     gate: OpenGate,
+    probe_formats: bool,
+    no_backing: bool,
 }
 
 impl OpenOptions {
@@ -63,6 +65,32 @@ impl OpenOptions {
         self
     }
 
+    /// Lets the first bytes of a file decide its format where nothing states it, in the tree
+    /// and in backing files. For tools whose user asked for it by saying nothing: a guest that
+    /// owns a raw disk decides what its first bytes are. What is taken for raw and can be written
+    /// is [guarded](crate::drivers::raw::Raw::is_guarded).
+    #[must_use]
+    pub fn probe_formats(mut self) -> OpenOptions {
+        self.probe_formats = true;
+        self
+    }
+
+    /// Opens the image alone, without what it names as its backing file (unless the tree says
+    /// what that is to be): for looking at the image itself.
+    #[must_use]
+    pub fn no_backing(mut self) -> OpenOptions {
+        self.no_backing = true;
+        self
+    }
+
+    pub(crate) fn is_without_backing(&self) -> bool {
+        self.no_backing
+    }
+
+    pub(crate) fn probes_formats(&self) -> bool {
+        self.probe_formats
+    }
+
     /// The options as a tree.
     pub fn tree(&self) -> &OptionTree {
         &self.tree
@@ -81,7 +109,7 @@ impl OpenOptions {
 
 impl From<OptionTree> for OpenOptions {
     fn from(tree: OptionTree) -> OpenOptions {
-        OpenOptions { tree, gate: OpenGate::deny_all() }
+        OpenOptions { tree, gate: OpenGate::deny_all(), probe_formats: false, no_backing: false }
     }
 }
 

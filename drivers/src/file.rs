@@ -51,6 +51,8 @@ pub struct FileOptions {
     pub direct: bool,
     /// Whether image locks are taken.
     pub locking: Locking,
+    /// Lets other processes do anything with the file meanwhile (`force-share`).
+    pub force_share: bool,
 }
 
 /// New options of an open file, for a reopen.
@@ -66,6 +68,7 @@ pub struct File {
     kind: FileKind,
     writable: bool,
     locking: Locking,
+    force_share: bool,
     /// None once closed.
     fd: Mutex<Option<Arc<OwnedFd>>>,
     /// The same, for `map`; -1 once closed.
@@ -110,6 +113,7 @@ impl File {
             kind: sys::kind(&fd).map_err(describe)?,
             writable: options.write,
             locking: options.locking,
+            force_share: options.force_share,
             raw: AtomicI32::new(fd.as_raw_fd()),
             length: AtomicU64::new(sys::length(&fd).map_err(describe)?),
             fd: Mutex::new(Some(Arc::new(fd))),
@@ -278,7 +282,8 @@ impl Driver for File {
         let Some(held) = &mut *lock else { return Ok(()) };
         match change {
             AccessChange::Prepare(access) => {
-                match held.prepare(access.needed.bits(), access.shared.bits()) {
+                let shared = if self.force_share { lock::ALL } else { access.shared.bits() };
+                match held.prepare(access.needed.bits(), shared) {
                     Err(error) if error.is_unsupported() && self.locking == Locking::Auto => {
                         tracing::debug!(path = %self.path.display(), %error, "no image locks");
                         *lock = None;

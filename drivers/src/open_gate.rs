@@ -28,8 +28,11 @@
 //! * **G4** No name from an image reaches the scheme interpreters (`json:`, `nbd:` …) unless the
 //!   caller granted that very scheme; and schemes that lead back to host files cannot be granted.
 //!
+//! A caller that trusts its images as much as itself says so with [`OpenGate::trust_images`]; G1 to
+//! G4 then do not hold.
+//!
 //! Drawbacks: absolute symbolic links inside a granted directory are refused even if they point
-//! back into it, and a kernel without `openat2` (before 5.6) can open nothing through a gate.
+//! back into it (unless that is the root directory, out of which nothing leads), and a kernel without `openat2` (before 5.6) can open nothing through a gate.
 
 use std::{
     collections::BTreeSet,
@@ -139,6 +142,8 @@ struct Grant {
     /// may name it in either way.
     given: PathBuf,
     canonical: PathBuf,
+    /// What files beneath it may be opened for.
+    access: Access,
 }
 
 /// What files and protocols an image's own words may reach. Any thread may use it; it is cheap to
@@ -148,6 +153,7 @@ pub struct OpenGate {
     grants: Vec<Arc<Grant>>,
     schemes: BTreeSet<String>,
     block_devices: bool,
+    trusted: bool,
 }
 
 impl OpenGate {
@@ -163,14 +169,28 @@ impl OpenGate {
     /// # Errors
     ///
     /// The directory cannot be opened, or is none.
-    pub fn allow_directory(mut self, directory: impl AsRef<Path>) -> io::Result<Self> {
-        let given = std::path::absolute(directory.as_ref())?;
+    pub fn allow_directory(self, directory: impl AsRef<Path>) -> io::Result<Self> {
+        self.grant(directory.as_ref(), Access::ReadWrite)
+    }
+
+    /// As [`OpenGate::allow_directory`], but for reading only: backing files, not data files that
+    /// are to be written.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be opened, or is none.
+    pub fn allow_reading(self, directory: impl AsRef<Path>) -> io::Result<Self> {
+        self.grant(directory.as_ref(), Access::ReadOnly)
+    }
+
+    fn grant(mut self, directory: &Path, access: Access) -> io::Result<Self> {
+        let given = std::path::absolute(directory)?;
         let canonical = std::fs::canonicalize(&given)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         // The resolved name is the one opened, so that both fields and the descriptor agree even
         // if a link on the way has just been changed.
         let directory = open(&canonical, flags, Mode::empty())?;
-        self.grants.push(Arc::new(Grant { directory, given, canonical }));
+        self.grants.push(Arc::new(Grant { directory, given, canonical, access }));
         Ok(self)
     }
 
@@ -203,6 +223,20 @@ impl OpenGate {
         self
     }
 
+    /// Lets images open whatever the caller itself could, by any name: protocols, `json:` and all.
+    /// For images that the caller made.
+    #[must_use]
+    pub fn trust_images(mut self) -> Self {
+        self.trusted = true;
+        self
+    }
+
+    /// Whether images may open whatever the caller could.
+    #[must_use]
+    pub fn trusts_images(&self) -> bool {
+        self.trusted
+    }
+
     /// The scheme of `name` if it has one and that is granted: the name is then for that
     /// protocol's driver. `None` means a file name, for [`OpenGate::open_named`].
     ///
@@ -218,7 +252,7 @@ impl OpenGate {
             return Ok(None);
         };
         match std::str::from_utf8(scheme) {
-            Ok(scheme) if self.schemes.contains(scheme) => Ok(Some(scheme)),
+            Ok(scheme) if self.trusted || self.schemes.contains(scheme) => Ok(Some(scheme)),
             _ => Err(GateError::Scheme(escape_bytes(name))),
         }
     }
@@ -249,7 +283,10 @@ impl OpenGate {
 
         let mut refusal = GateError::NotGranted(shown());
         for (grant, beneath) in self.grants_above(&path) {
-            match self.open_beneath(grant.directory.as_fd(), beneath, access) {
+            if access == Access::ReadWrite && grant.access == Access::ReadOnly {
+                continue;
+            }
+            match self.open_beneath(grant, beneath, access) {
                 Ok(fd) => return Ok((fd, grant.canonical.join(beneath))),
                 // The walk left this grant; it may still be inside another.
                 Err(Refusal::Escaped) => {}
@@ -275,17 +312,12 @@ impl OpenGate {
         })
     }
 
-    /// Opens `path` beneath `directory` in two steps, as G3 asks: find it, look at it, open it.
-    fn open_beneath(
-        &self,
-        directory: BorrowedFd<'_>,
-        path: &Path,
-        access: Access,
-    ) -> Result<OwnedFd, Refusal> {
+    /// Opens `path` beneath a grant in two steps, as G3 asks: find it, look at it, open it.
+    fn open_beneath(&self, grant: &Grant, path: &Path, access: Access) -> Result<OwnedFd, Refusal> {
         if path.as_os_str().is_empty() {
             return Err(Refusal::NotAFile);
         }
-        let found = walk(directory, path, OFlags::PATH)?;
+        let found = walk(grant, path, OFlags::PATH)?;
         self.check_type(found.as_fd())?;
         drop(found);
 
@@ -293,7 +325,7 @@ impl OpenGate {
             Access::ReadOnly => OFlags::RDONLY,
             Access::ReadWrite => OFlags::RDWR,
         };
-        let fd = walk(directory, path, mode | OFlags::NONBLOCK | OFlags::NOCTTY)?;
+        let fd = walk(grant, path, mode | OFlags::NONBLOCK | OFlags::NOCTTY)?;
         // Another file may have taken the name since the first look. NONBLOCK has kept the open
         // from waiting for a FIFO's other end.
         self.check_type(fd.as_fd())?;
@@ -322,9 +354,13 @@ enum Refusal {
     Errno(Errno),
 }
 
-/// Walks `path` beneath `directory` and opens its end with `flags`.
-fn walk(directory: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, Refusal> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+/// Walks `path` beneath a granted directory and opens its end with `flags`.
+fn walk(grant: &Grant, path: &Path, flags: OFlags) -> Result<OwnedFd, Refusal> {
+    let directory = grant.directory.as_fd();
+    // Nothing leads out of the root directory, and its absolute links are meant as they stand.
+    let is_root = grant.canonical == Path::new("/");
+    let bound = if is_root { ResolveFlags::IN_ROOT } else { ResolveFlags::BENEATH };
+    let resolve = bound | ResolveFlags::NO_MAGICLINKS;
     for _ in 0..WALK_ATTEMPTS {
         match openat2(directory, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
             Ok(fd) => return Ok(fd),

@@ -1,19 +1,27 @@
 //! `raw`: passes requests on to its file, or shows a window of it.
+//!
+//! A node whose user let a probe decide that it is raw is *guarded*: a write that would make the
+//! first sector look like another format fails, since the next probe would follow what it says.
 
+use crate::probe::{self, PROBE_BYTES};
 use blockplex_graph::driver::{AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, Role};
 use blockplex_graph::{
     Access, DebugEvent, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Request, RequestKind,
     Result,
 };
+use blockplex_io::buffer::IoBuffer;
+use blockplex_io::lock::CoMutex;
 
 /// The index of the only child.
 const FILE: usize = 0;
 
 /// The `raw` driver.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Raw {
     offset: u64,
     size: Option<u64>,
+    /// Present: the first sector is guarded; one write to it at a time.
+    guard: Option<CoMutex<()>>,
 }
 
 impl Raw {
@@ -28,7 +36,42 @@ impl Raw {
             );
             return Err(Error::new(ErrorKind::InvalidArgument, text));
         }
-        Ok(Raw { offset, size })
+        Ok(Raw { offset, size, guard: None })
+    }
+
+    /// A whole file that a probe took for raw.
+    pub fn guarded() -> Raw {
+        Raw { guard: Some(CoMutex::new(())), ..Raw::default() }
+    }
+
+    /// Whether writes must leave the first sector looking raw.
+    pub fn is_guarded(&self) -> bool {
+        self.guard.is_some()
+    }
+
+    /// Writes to the first sector, if it still looks like raw data afterwards.
+    async fn write_first_sector(&self, io: &NodeIo, request: Request) -> Result<Outcome> {
+        let _turn = match &self.guard {
+            Some(guard) => Some(guard.lock().await),
+            None => None,
+        };
+        let child = io.child(FILE)?;
+        let memory = IoBuffer::zeroed(PROBE_BYTES);
+        let sector = blockplex_io::buffer::IoVector::from(memory);
+        child.read(0, sector.clone()).await?;
+        let mut bytes = sector.to_vec();
+        // The copy is what is written, too: the original may change after the look.
+        let data = request.vector.to_vec();
+        let start = request.offset as usize;
+        match bytes.get_mut(start..start + data.len()) {
+            Some(range) => range.copy_from_slice(&data),
+            None => return Err(Error::new(ErrorKind::OutOfRange, "not within the first sector")),
+        }
+        if probe::looks_like_format(&bytes) {
+            return Err(Error::from_errno(libc::EPERM));
+        }
+        child.write(request.offset, IoBuffer::from_slice(&data), request.flags).await?;
+        Ok(Outcome::Done)
     }
 
     fn has_window(&self) -> bool {
@@ -71,6 +114,12 @@ impl Driver for Raw {
             let text = "a raw node with an offset or a size cannot be resized";
             return Map::Fail(Error::new(ErrorKind::NotSupported, text));
         }
+        if self.guard.is_some()
+            && request.kind == RequestKind::Write
+            && request.offset < PROBE_BYTES as u64
+        {
+            return Map::Async { length: request.length.min(PROBE_BYTES as u64 - request.offset) };
+        }
         Map::Child {
             edge: FILE,
             offset: request.offset + self.offset,
@@ -83,6 +132,9 @@ impl Driver for Raw {
 
     /// Flushes, where the file wants to hear of them.
     fn serve<'a>(&'a self, io: &'a NodeIo, request: Request) -> LocalFuture<'a, Result<Outcome>> {
+        if self.guard.is_some() && request.kind == RequestKind::Write {
+            return Box::pin(self.write_first_sector(io, request));
+        }
         Box::pin(async move {
             if request.kind != RequestKind::Flush {
                 let text = format!("raw passes every {} on", request.kind.name());

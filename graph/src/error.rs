@@ -172,6 +172,11 @@ impl Error {
         self.0.kind
     }
 
+    /// What it says, without the operation, range and node.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
     /// The errno to report: the system call's own where there was one.
     pub fn errno(&self) -> i32 {
         self.0.errno.unwrap_or_else(|| self.0.kind.errno())

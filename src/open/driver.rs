@@ -24,6 +24,8 @@ pub(super) struct Description {
     pub(super) tree: OptionTree,
     pub(super) options: NodeOptions,
     pub(super) inherited: Inherited,
+    /// The `file` child, where it has been opened already to be probed.
+    pub(super) file: Option<OpenNode>,
 }
 
 impl Opener<'_> {
@@ -76,12 +78,13 @@ impl Opener<'_> {
         name: Option<String>,
         description: Description,
     ) -> Result<OpenNode> {
-        let Description { driver, mut tree, options, inherited } = description;
+        let Description { driver, mut tree, options, inherited, .. } = description;
         let filename = tree.require_str("filename").map_err(invalid)?;
         let words = [("auto", Locking::Auto), ("on", Locking::On), ("off", Locking::Off)];
         let locking = tree.take_enum("locking", &words).map_err(invalid)?.unwrap_or_default();
         tree.finish().map_err(invalid)?;
-        let how = FileOptions { write: !options.read_only, direct: inherited.direct, locking };
+        let Inherited { direct, force_share, .. } = inherited;
+        let how = FileOptions { write: !options.read_only, direct, locking, force_share };
         let path = PathBuf::from(filename);
         let opened = path.clone();
         let file = self.local.blocking(move || File::open(&opened, how)).await?;
@@ -118,12 +121,17 @@ impl Opener<'_> {
         name: Option<String>,
         description: Description,
     ) -> Result<OpenNode> {
-        let Description { mut tree, options, inherited, .. } = description;
+        let Description { mut tree, options, inherited, file, .. } = description;
         let window = take_window(&mut tree)?;
-        let file = self.open_child(&mut tree, "file", inherited).await?;
+        let probed = file.is_some();
+        let file = match file {
+            Some(file) => file,
+            None => self.open_child(&mut tree, "file", inherited).await?,
+        };
         tree.finish().map_err(invalid)?;
         let length = self.layer.graph().topology().node(file.id).map_or(0, |view| view.length());
-        let driver = Raw::new(window.0, window.1, length)?;
+        let guarded = probed && !options.read_only && window == (0, None);
+        let driver = if guarded { Raw::guarded() } else { Raw::new(window.0, window.1, length)? };
         let id = self.add(name, Box::new(driver), options, &[(Role::File, file.id)]).await?;
         // An overlay could only name the whole file, not a window of it.
         if let Some(path) = file.path.as_ref().filter(|_| window == (0, None)) {

@@ -2,13 +2,13 @@
 
 use super::driver::Description;
 use super::{Inherited, OpenNode, Opener};
+use crate::file_name::FileName;
 use crate::layer::ImagePlace;
 use crate::options::invalid;
 use blockplex_drivers::file::{File, FileOptions};
 use blockplex_drivers::open_gate::{self, escape_bytes};
-use blockplex_drivers::options::{OptionTree, Reference};
+use blockplex_drivers::options::{OptionTree, Reference, Value};
 use blockplex_drivers::qcow2::{BackingReference, Qcow2, Qcow2Options, SnapshotSelector};
-use blockplex_drivers::raw::Raw;
 use blockplex_graph::{DiscardMode, Error, ErrorKind, NodeId, NodeOptions, OriginId, Result, Role};
 use std::path::Path;
 
@@ -32,6 +32,22 @@ enum DataFile {
     Nothing,
 }
 
+/// Where the reading of a chain goes on.
+enum Step {
+    /// At the image that was just added to the levels.
+    Down,
+    /// Nowhere: this is below the last of them.
+    End(Option<NodeId>),
+}
+
+/// What stands below an image that names it.
+enum Stated {
+    /// A file, and the format in which it is to be read.
+    File(OpenNode, String),
+    /// A node that is whole.
+    Node(OpenNode),
+}
+
 /// What a chain of images shares.
 #[derive(Clone)]
 struct ChainOptions {
@@ -45,11 +61,14 @@ impl Opener<'_> {
         name: Option<String>,
         description: Description,
     ) -> Result<OpenNode> {
-        let Description { mut tree, options, inherited, .. } = description;
+        let Description { mut tree, options, inherited, file, .. } = description;
         let mut settings = take_settings(&mut tree)?;
         let backing = tree.take_reference("backing").map_err(invalid)?;
         let data = self.explicit_data(&mut tree, inherited).await?;
-        let file = self.open_child(&mut tree, "file", inherited).await?;
+        let file = match file {
+            Some(file) => file,
+            None => self.open_child(&mut tree, "file", inherited).await?,
+        };
         tree.finish().map_err(invalid)?;
         settings.without_data_file = matches!(data, DataFile::Nothing);
         let mut chain = ChainOptions { settings, inherited };
@@ -60,10 +79,12 @@ impl Opener<'_> {
         chain.inherited.read_only = true;
         let below = match backing {
             Some(Reference::Tree(tree)) => {
-                self.open_tree(tree, chain.inherited).await.map(|node| Some(node.id))
+                let opened = self.open_tree(tree, chain.inherited).await;
+                opened.map(|node| Some(node.id)).map_err(in_backing)
             }
             Some(Reference::Name(name)) => self.existing(&name).map(|node| Some(node.id)),
             Some(Reference::Nothing) => Ok(None),
+            None if self.without_backing => Ok(None),
             None => self.descend(&mut levels, &chain).await,
         };
         let id = self.add_levels(levels, below).await?;
@@ -163,8 +184,8 @@ impl Opener<'_> {
         let opened =
             self.local.blocking(move || gate.open_named(directory.as_deref(), &name, access)).await;
         let (fd, path) = opened.map_err(|error| refused(by, format!("its {what} {error}")))?;
-        let direct = chain.inherited.direct;
-        let how = FileOptions { write: !read_only, direct, ..FileOptions::default() };
+        let Inherited { direct, force_share, .. } = chain.inherited;
+        let how = FileOptions { write: !read_only, direct, force_share, ..FileOptions::default() };
         let file = File::from_fd(fd, &path, how)?;
         let options = NodeOptions {
             read_only,
@@ -177,49 +198,64 @@ impl Opener<'_> {
     }
 
     /// Reads the images that the last of `levels` names, one below the other, until one names
-    /// none, or a raw file, which is added and given.
+    /// none, or one in another format, which is added and given.
     async fn descend(
         &mut self,
         levels: &mut Vec<Level>,
         chain: &ChainOptions,
     ) -> Result<Option<NodeId>> {
         loop {
-            let Some(last) = levels.last() else { return Ok(None) };
-            let Some(stated) = last.driver.backing() else { return Ok(None) };
-            let (file, is_raw) = self.open_stated(&last.file.clone(), stated, chain).await?;
-            let options = NodeOptions {
-                read_only: true,
-                no_flush: chain.inherited.no_flush,
-                ..NodeOptions::default()
-            };
-            if !is_raw {
-                levels.push(self.read_level(None, file, options, chain, DataFile::Stated).await?);
-                continue;
+            let depth = levels.len();
+            match self.step_down(levels, chain).await {
+                Ok(Step::Down) => {}
+                Ok(Step::End(below)) => return Ok(below),
+                Err(error) => return Err((0..depth).fold(error, |error, _| in_backing(error))),
             }
-            if let Some(identity) = file.identity {
-                self.chain.descend(identity).map_err(|error| refused(&file, error.to_string()))?;
-            }
-            let children = [(Role::File, file.id)];
-            let id = self.add(None, Box::new(Raw::default()), options, &children).await?;
-            let place = file.path.map(|path| ImagePlace { path, format: "raw" });
-            self.images.extend(place.map(|place| (id, place)));
-            return Ok(Some(id));
         }
     }
 
-    /// Opens the file that an image names as its backing file, through the caller's gate; whether
-    /// it is raw.
+    async fn step_down(&mut self, levels: &mut Vec<Level>, chain: &ChainOptions) -> Result<Step> {
+        let Some(last) = levels.last() else { return Ok(Step::End(None)) };
+        let Some(stated) = last.driver.backing() else { return Ok(Step::End(None)) };
+        let by = last.file.clone();
+        let options = NodeOptions {
+            read_only: true,
+            no_flush: chain.inherited.no_flush,
+            ..NodeOptions::default()
+        };
+        let (file, format) = match self.open_stated(&by, stated, chain).await? {
+            Stated::File(file, format) => (file, format),
+            Stated::Node(node) => return Ok(Step::End(Some(node.id))),
+        };
+        if format == "qcow2" {
+            levels.push(self.read_level(None, file, options, chain, DataFile::Stated).await?);
+            return Ok(Step::Down);
+        }
+        if let Some(identity) = file.identity {
+            self.chain.descend(identity).map_err(|error| refused(&file, error.to_string()))?;
+        }
+        let description = Description {
+            driver: format,
+            tree: OptionTree::new(),
+            options,
+            inherited: chain.inherited,
+            file: Some(file),
+        };
+        let node = Box::pin(self.open_node(None, description)).await?;
+        Ok(Step::End(Some(node.id)))
+    }
+
+    /// Opens what an image names as its backing file, through the caller's gate.
     async fn open_stated(
         &mut self,
         by: &OpenNode,
         stated: BackingReference,
         chain: &ChainOptions,
-    ) -> Result<(OpenNode, bool)> {
+    ) -> Result<Stated> {
         let BackingReference { name, format } = stated;
         let shown = escape_bytes(&name);
-        let is_raw = match format.as_deref() {
-            Some("raw") => true,
-            Some("qcow2") => false,
+        match format.as_deref() {
+            Some("raw" | "qcow2" | "luks") => {}
             Some(other) => {
                 let other = other.escape_default();
                 let text = format!(
@@ -228,12 +264,55 @@ impl Opener<'_> {
                 );
                 return Err(refused(by, text));
             }
+            None if self.probing => {}
             None => {
                 let text = format!("it names the backing file '{shown}' without its format");
                 return Err(refused(by, text));
             }
+        }
+        let scheme = self.gate.granted_scheme(&name);
+        if scheme.map_err(|error| refused(by, format!("its backing file {error}")))?.is_some() {
+            return self.open_by_scheme(by, &name, format, chain).await;
+        }
+        let file = self.open_granted(by, name, "backing file", true, chain).await?;
+        let format = match format {
+            Some(format) => format,
+            None => self.probe(&file).await?.to_owned(),
         };
-        Ok((self.open_granted(by, name, "backing file", true, chain).await?, is_raw))
+        Ok(Stated::File(file, format))
+    }
+
+    /// Opens a backing file whose name begins with a scheme that the caller granted.
+    async fn open_by_scheme(
+        &mut self,
+        by: &OpenNode,
+        name: &[u8],
+        format: Option<String>,
+        chain: &ChainOptions,
+    ) -> Result<Stated> {
+        let shown = escape_bytes(name);
+        let text = std::str::from_utf8(name)
+            .map_err(|_| refused(by, format!("its backing file '{shown}' is not text")))?;
+        let mut tree = FileName::parse(text)?.into_tree();
+        let whole = tree.get("driver").is_none() || tree.contains("file");
+        if whole {
+            if let Some(format) = format.filter(|_| tree.get("driver").is_none()) {
+                tree.set("driver", format.into());
+            }
+            return self.open_tree(tree, chain.inherited).await.map(Stated::Node);
+        }
+        if let Some(Value::String(path)) = tree.get("filename")
+            && let Some(directory) = by.path.as_deref().and_then(Path::parent)
+        {
+            let path = directory.join(path).to_string_lossy().into_owned();
+            tree.set("filename", path.into());
+        }
+        let file = self.open_tree(tree, chain.inherited).await?;
+        let format = match format {
+            Some(format) => format,
+            None => self.probe(&file).await?.to_owned(),
+        };
+        Ok(Stated::File(file, format))
     }
 
     /// Adds what has been read, from the bottom up; gives the top. When something fails, all files
@@ -284,6 +363,11 @@ fn take_settings(tree: &mut OptionTree) -> Result<Qcow2Options> {
         refcount_cache_size: tree.take_size("refcount-cache-size").map_err(invalid)?,
         without_data_file: false,
     })
+}
+
+/// An error of an image, as the one above it tells it.
+fn in_backing(error: Error) -> Error {
+    Error::new(error.kind(), format!("Could not open backing file: {error}")).caused_by(error)
 }
 
 /// An image that may not open what it names.

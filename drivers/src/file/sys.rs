@@ -65,13 +65,26 @@ pub fn open(path: &Path, options: OpenOptions) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// What lies at `path`, as far as it is a file or block device.
+///
+/// # Errors
+///
+/// It cannot be looked at; as [`kind`] for everything else.
+pub fn kind_at(path: &Path) -> io::Result<FileKind> {
+    kind_of(rustix::fs::stat(path)?.st_mode)
+}
+
 /// What `fd` has open.
 ///
 /// # Errors
 ///
 /// `EISDIR` for a directory, `EINVAL` for anything else that is neither file nor block device.
 pub fn kind(fd: impl AsFd) -> io::Result<FileKind> {
-    match FileType::from_raw_mode(fstat(fd)?.st_mode) {
+    kind_of(fstat(fd)?.st_mode)
+}
+
+fn kind_of(mode: u32) -> io::Result<FileKind> {
+    match FileType::from_raw_mode(mode) {
         FileType::RegularFile => Ok(FileKind::Regular),
         FileType::BlockDevice => Ok(FileKind::BlockDevice),
         FileType::Directory => Err(Errno::ISDIR.into()),

@@ -1,5 +1,10 @@
 //! The `blockplex` program: measure an image (`bench`), or try to break it
-//! (`stress`), through the same library an embedder uses.
+//! (`stress`), through the same library an embedder uses; and the image tools
+//! that everybody knows, `blockplex img` and `blockplex io`.
+//!
+//! Called through a link named `qemu-img` or `qemu-io`, the program is that
+//! tool and calls itself so. `img` and `io` have their own pages, options,
+//! messages and statuses; what follows is about the others.
 //!
 //! `command_line` turns arguments into checked options, `bench` and `stress`
 //! do the work, and this page only sends one to the other and turns what went
@@ -16,17 +21,27 @@
 mod bench;
 mod command_line;
 mod images;
+#[expect(dead_code, reason = "some of it is for commands that are not there yet")]
+mod img;
 mod random;
 mod stress;
+#[expect(dead_code, reason = "some of it is for commands that are not there yet")]
+mod tool;
 mod units;
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use command_line::Command;
+use tool::Tool;
 
 fn main() -> ExitCode {
+    if let Some(status) = run_tool(std::env::args_os()) {
+        return status;
+    }
     let command = match command_line::parse(std::env::args_os()) {
         Ok(command) => command,
         // Help and version end here as well; clap knows their stream and status.
@@ -45,6 +60,32 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// An image tool: its subcommand, the name of its link, and what runs it.
+type ImageTool = (&'static str, &'static str, fn(Tool, Vec<String>) -> ExitCode);
+
+const IMAGE_TOOLS: &[ImageTool] = &[("img", "qemu-img", img::run)];
+
+/// Runs the image tool that the arguments call, if they call one.
+fn run_tool(mut words: impl Iterator<Item = OsString>) -> Option<ExitCode> {
+    let program = PathBuf::from(words.next()?);
+    let link = program.file_name()?.to_str()?;
+    let (name, run) = match IMAGE_TOOLS.iter().find(|(_, name, _)| *name == link) {
+        Some((_, name, run)) => ((*name).to_owned(), run),
+        None => {
+            let word = words.next()?;
+            let found = IMAGE_TOOLS.iter().find(|(name, ..)| word == *name);
+            found.map(|(name, _, run)| (format!("blockplex {name}"), run))?
+        }
+    };
+    install_log();
+    let words: Option<Vec<String>> = words.map(|word| word.into_string().ok()).collect();
+    let Some(words) = words else {
+        eprintln!("{name}: an argument is not valid UTF-8");
+        return Some(ExitCode::FAILURE);
+    };
+    Some(run(Tool::new(name), words))
 }
 
 /// Warnings of the library go to stderr; `RUST_LOG` asks for more or less.

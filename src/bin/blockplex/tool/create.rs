@@ -1,0 +1,363 @@
+//! Making images: the options that each format takes, and [`Tool::create_image`].
+//!
+//! [`CREATION`] describes the options once: for `-o help`, for the line that `create` prints, and
+//! for finding what is no option. What the options mean is checked here in the words of QEMU's
+//! tools, and once more by the library.
+
+use blockplex::drivers::qcow2::entry::Version;
+use blockplex::drivers::qcow2::header::CompressionType;
+use blockplex::drivers::qcow2::{self, CreateOptions};
+use blockplex::file_name::FileName;
+
+use super::option_list::OptionList;
+use super::{Failure, Tool, wait};
+
+/// What an option's value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Text.
+    Text,
+    /// `on` or `off`.
+    Switch,
+    /// A whole number.
+    Number,
+    /// Bytes, with a suffix.
+    Size,
+}
+
+/// An option of `-o`.
+#[derive(Clone, Copy, Debug)]
+pub struct CreationOption {
+    /// Its name.
+    pub name: &'static str,
+    /// What its value is.
+    pub kind: Kind,
+    /// One line about it.
+    pub help: &'static str,
+    /// Its value where none is given, if there is one that is worth saying.
+    pub default: Option<&'static str>,
+}
+
+const fn option(name: &'static str, kind: Kind, help: &'static str) -> CreationOption {
+    CreationOption { name, kind, help, default: None }
+}
+
+impl CreationOption {
+    const fn or(self, value: &'static str) -> CreationOption {
+        CreationOption { default: Some(value), ..self }
+    }
+}
+
+/// A format that images can be made in.
+#[derive(Debug)]
+pub struct CreationFormat {
+    /// Its name.
+    pub name: &'static str,
+    /// Its options, in the order in which they are told.
+    pub options: &'static [CreationOption],
+    /// The number of them that are the format's; those after are its file's.
+    own: usize,
+    /// Whether images may have a backing file.
+    pub takes_backing: bool,
+}
+
+impl CreationFormat {
+    /// The options that are the format's, without its file's.
+    pub fn own_options(&self) -> &'static [CreationOption] {
+        self.options.get(..self.own).unwrap_or(self.options)
+    }
+}
+
+use Kind::{Number, Size, Switch, Text};
+
+const SIZE: CreationOption = option("size", Size, "Virtual disk size");
+const NOCOW: CreationOption =
+    option("nocow", Switch, "Turn off copy-on-write (valid only on btrfs)");
+
+const RAW: &[CreationOption] = &[
+    SIZE,
+    NOCOW,
+    option("preallocation", Text, "Preallocation mode (allowed values: off, falloc, full)"),
+];
+
+const QCOW2: &[CreationOption] = &[
+    option("cluster_size", Size, "qcow2 cluster size").or("65536"),
+    option("extended_l2", Switch, "Extended L2 tables").or("off"),
+    option(
+        "preallocation",
+        Text,
+        "Preallocation mode (allowed values: off, metadata, falloc, full)",
+    ),
+    option("compression_type", Text, "Compression method used for image cluster compression")
+        .or("zlib"),
+    SIZE,
+    option("compat", Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    option("backing_file", Text, "File name of a base image"),
+    option("backing_fmt", Text, "Image format of the base image"),
+    option("lazy_refcounts", Switch, "Postpone refcount updates").or("off"),
+    option("refcount_bits", Number, "Width of a reference count entry in bits").or("16"),
+    NOCOW,
+];
+
+/// The formats that images can be made in.
+pub const CREATION: &[CreationFormat] = &[
+    CreationFormat { name: "raw", options: RAW, own: 1, takes_backing: false },
+    CreationFormat { name: "qcow2", options: QCOW2, own: QCOW2.len() - 1, takes_backing: true },
+];
+
+/// The format of that name.
+///
+/// # Errors
+///
+/// There is none, or none that images can be made in.
+pub fn format_named(name: &str) -> Result<&'static CreationFormat, Failure> {
+    if let Some(format) = CREATION.iter().find(|format| format.name == name) {
+        return Ok(format);
+    }
+    if super::open::is_driver(name) {
+        return Err(Failure::new(format!(
+            "Format driver '{name}' does not support image creation"
+        )));
+    }
+    Err(Failure::new(format!("Unknown file format '{name}'")))
+}
+
+/// Checks that `options` are options of `format`, each with a value of its kind.
+///
+/// # Errors
+///
+/// Which is not, and why.
+pub fn check_options(format: &CreationFormat, options: &OptionList) -> Result<(), Failure> {
+    for key in options.keys() {
+        let Some(option) = format.options.iter().find(|option| option.name == key) else {
+            return Err(Failure::new(format!("Invalid parameter '{key}'")));
+        };
+        match option.kind {
+            Text => {}
+            Switch => drop(options.switch(key)?),
+            Number => drop(options.number(key)?),
+            Size => drop(options.size(key)?),
+        }
+    }
+    Ok(())
+}
+
+/// The options as `create` tells them: those given, and the defaults that are worth it.
+///
+/// # Errors
+///
+/// A value that is none.
+pub fn told(format: &CreationFormat, options: &OptionList) -> Result<String, Failure> {
+    let mut text = String::new();
+    for option in format.options {
+        let name = option.name;
+        let value = match (option.kind, options.get(name)) {
+            (_, None) => option.default.map(str::to_owned),
+            (Size, Some(_)) => options.size(name)?.map(|size| size.to_string()),
+            (Number, Some(_)) => options.number(name)?.map(|number| number.to_string()),
+            (Text | Switch, Some(value)) => Some(value.replace(',', ",,")),
+        };
+        if let Some(value) = value {
+            text.push_str(&format!(" {name}={value}"));
+        }
+    }
+    Ok(text)
+}
+
+/// Prints what `-o help` asks for. Without a file name only the format's own options are known.
+pub fn print_options(format: &CreationFormat, with_file: bool) {
+    let mut options = if with_file { format.options } else { format.own_options() }.to_vec();
+    options.sort_by_key(|option| option.name);
+    match with_file {
+        true => println!("Supported options:"),
+        false => println!("Supported {} options:", format.name),
+    }
+    for option in options {
+        let kind = match option.kind {
+            Text => "str",
+            Switch => "bool (on/off)",
+            Number => "num",
+            Size => "size",
+        };
+        println!("{:24} - {}", format!("  {}=<{kind}>", option.name), option.help);
+    }
+    if !with_file {
+        println!("\nThe protocol level may support further options.");
+        println!("Specify the target filename to include those options.");
+    }
+}
+
+impl Tool {
+    /// Makes an image of `format` in the file called `filename`, which is overwritten. `options`
+    /// hold all that is to be known, its size and backing file among it. What it prints nothing.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be made; options that cannot be.
+    pub fn create_image(
+        &self,
+        filename: &str,
+        format: &CreationFormat,
+        options: &OptionList,
+    ) -> Result<(), Failure> {
+        check_options(format, options)?;
+        let path = file_path(filename)?;
+        let size = options.size("size")?.unwrap_or(0);
+        if options.switch("nocow")? == Some(true) {
+            return Err(Failure::new("nocow=on is not supported"));
+        }
+        let layer = self.layer()?;
+        if format.name == "raw" {
+            check_raw(options, size)?;
+            return wait(layer.create_over(path, async move |file| file.truncate(size).await))
+                .map_err(|failure| match failure.text() {
+                    Some("File too large") => Failure::new(TOO_LARGE_FOR_RAW),
+                    _ => failure,
+                });
+        }
+        let create = qcow2_options(options, size)?;
+        wait(layer.create_over(path, async move |file| qcow2::create(file, &create).await))
+    }
+}
+
+/// The path that a file name stands for.
+///
+/// # Errors
+///
+/// It stands for something that images cannot be made in.
+pub fn file_path(filename: &str) -> Result<String, Failure> {
+    let mut tree = FileName::parse(filename)?.into_tree();
+    let driver = tree.take_str("driver").ok().flatten().unwrap_or_default();
+    if driver != "file" && driver != "host_device" {
+        let text = format!("Protocol driver '{driver}' does not support image creation");
+        return Err(Failure::new(text));
+    }
+    let path = tree.take_str("filename").ok().flatten();
+    path.ok_or_else(|| Failure::new("The 'file' block driver requires a file name"))
+}
+
+const TOO_LARGE_FOR_RAW: &str = "The image size is too large for file format 'raw'";
+
+fn check_raw(options: &OptionList, size: u64) -> Result<(), Failure> {
+    match options.get("preallocation") {
+        None | Some("off") => {}
+        Some("metadata") => return Err(Failure::new("Unsupported preallocation mode: metadata")),
+        Some(mode @ ("falloc" | "full")) => {
+            return Err(Failure::new(format!("preallocation={mode} is not supported")));
+        }
+        Some(other) => return Err(Failure::new(format!("invalid parameter value: {other}"))),
+    }
+    if size > blockplex::Limits::MAX_LENGTH {
+        return Err(Failure::new(TOO_LARGE_FOR_RAW));
+    }
+    Ok(())
+}
+
+/// The most bytes of an L1 table.
+const MAX_L1_BYTES: u64 = 32 << 20;
+
+fn qcow2_options(options: &OptionList, size: u64) -> Result<CreateOptions, Failure> {
+    let fail = |text: &str| Err(Failure::new(text));
+    let refuse = |name: &str, value: &str| {
+        Err(Failure::new(format!("Parameter '{name}' does not accept value '{value}'")))
+    };
+    let mut create = CreateOptions::new(size.next_multiple_of(512));
+    create.version = match options.get("compat") {
+        None | Some("1.1" | "v3") => Version::V3,
+        Some("0.10" | "v2") => Version::V2,
+        Some(other) => return refuse("version", other),
+    };
+    create.compression_type = match options.get("compression_type") {
+        None | Some("zlib") => CompressionType::Deflate,
+        Some("zstd") => CompressionType::Zstd,
+        Some(other) => return refuse("compression-type", other),
+    };
+    match options.get("preallocation") {
+        None | Some("off") => {}
+        Some(mode @ ("metadata" | "falloc" | "full")) => {
+            return Err(Failure::new(format!("preallocation={mode} is not supported")));
+        }
+        Some(other) => return refuse("preallocation", other),
+    }
+    create.cluster_size = options.size("cluster_size")?.unwrap_or(create.cluster_size);
+    if !create.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&create.cluster_size) {
+        return fail("Cluster size must be a power of two between 512 and 2048k");
+    }
+    if options.switch("extended_l2")? == Some(true) {
+        return fail("extended_l2=on is not supported");
+    }
+    create.backing_name = options.get("backing_file").map(|name| name.as_bytes().to_vec());
+    create.backing_format = options.get("backing_fmt").map(|name| name.as_bytes().to_vec());
+    if create.backing_format.is_some() && create.backing_name.is_none() {
+        return fail("Backing format cannot be used without backing file");
+    }
+    let is_v2 = create.version == Version::V2;
+    create.lazy_refcounts = options.switch("lazy_refcounts")?.unwrap_or(false);
+    if create.lazy_refcounts && is_v2 {
+        return fail(
+            "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 \
+             or greater)",
+        );
+    }
+    let bits = options.number("refcount_bits")?.unwrap_or(16);
+    if bits > 64 || !bits.is_power_of_two() {
+        return fail("Refcount width must be a power of two and may not exceed 64 bits");
+    }
+    create.refcount_bits = bits as u32;
+    if bits != 16 && is_v2 {
+        return fail(
+            "Different refcount widths than 16 bits require compatibility level 1.1 or above (use \
+             version=v3 or greater)",
+        );
+    }
+    if create.compression_type != CompressionType::Deflate && is_v2 {
+        return fail(
+            "Non-zlib compression type is only supported with compatibility level 1.1 and above \
+             (use version=v3 or greater)",
+        );
+    }
+    let table_reach = create.cluster_size * create.cluster_size / 8;
+    if create.size.div_ceil(table_reach) > MAX_L1_BYTES / 8 {
+        return fail(
+            "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
+        );
+    }
+    Ok(create)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(text: &str) -> OptionList {
+        let mut list = OptionList::default();
+        list.add(text).unwrap();
+        list
+    }
+
+    #[test]
+    fn what_is_told_is_what_was_given_and_the_defaults() {
+        let format = format_named("qcow2").unwrap();
+        assert_eq!(
+            told(format, &list("size=1M,backing_file=a,,b")).unwrap(),
+            " cluster_size=65536 extended_l2=off compression_type=zlib size=1048576 backing_file=a,,b \
+             lazy_refcounts=off refcount_bits=16"
+        );
+    }
+
+    #[test]
+    fn options_that_cannot_be_are_refused_in_the_words_of_the_peers_tools() {
+        for (text, problem) in [
+            ("compat=9", "Parameter 'version' does not accept value '9'"),
+            ("cluster_size=3k", "Cluster size must be a power of two between 512 and 2048k"),
+            ("refcount_bits=3", "Refcount width must be a power of two and may not exceed 64 bits"),
+            ("backing_fmt=raw", "Backing format cannot be used without backing file"),
+        ] {
+            let failure = qcow2_options(&list(text), 1 << 20).unwrap_err();
+            assert_eq!(failure.text(), Some(problem), "{text}");
+        }
+        assert!(qcow2_options(&list("cluster_size=512"), 1 << 40).is_err());
+        let unknown = check_options(format_named("raw").unwrap(), &list("x=1")).unwrap_err();
+        assert_eq!(unknown.text(), Some("Invalid parameter 'x'"));
+    }
+}

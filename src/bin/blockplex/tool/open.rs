@@ -1,0 +1,294 @@
+//! Opening the image that a command line names.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockplex::drivers::options::Value;
+use blockplex::drivers::raw::Raw;
+use blockplex::file_name::FileName;
+use blockplex::graph::NodeView;
+use blockplex::{Backend, Blocking, Blockplex, NodeId, OpenOptions, OptionTree};
+
+use super::message::describe;
+use super::{Failure, Tool, wait};
+
+/// The formats and protocols that can be opened.
+const DRIVERS: [&str; 7] = ["raw", "qcow2", "luks", "file", "host_device", "null-co", "memory"];
+
+/// The two words that `-t` and `-T` stand for, and who flushes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheMode {
+    /// Past the page cache.
+    pub direct: bool,
+    /// Flushes are not passed on.
+    pub no_flush: bool,
+    /// Every write is to be durable on return: the caller sets FUA.
+    pub writethrough: bool,
+}
+
+impl CacheMode {
+    /// The mode of that name: `none`, `off`, `directsync`, `writeback`, `unsafe`, `writethrough`.
+    pub fn parse(name: &str) -> Option<CacheMode> {
+        let (direct, no_flush, writethrough) = match name {
+            "none" | "off" => (true, false, false),
+            "directsync" => (true, false, true),
+            "writeback" => (false, false, false),
+            "unsafe" => (false, true, false),
+            "writethrough" => (false, false, true),
+            _ => return None,
+        };
+        Some(CacheMode { direct, no_flush, writethrough })
+    }
+}
+
+/// Which image, and how.
+#[derive(Clone, Debug, Default)]
+pub struct ImageOpenOptions {
+    /// The name, or with `image_opts` the options.
+    pub filename: String,
+    /// `--image-opts`: the name is `key=value,…`.
+    pub image_opts: bool,
+    /// `-f`; without it, the image's first bytes decide.
+    pub format: Option<String>,
+    /// For writing.
+    pub write: bool,
+    /// `-U`: whatever others do with it meanwhile.
+    pub force_share: bool,
+    /// Without what the image names as its backing file.
+    pub no_backing: bool,
+    /// `-t`, `-T`.
+    pub cache: CacheMode,
+    /// Discards reach the file.
+    pub unmap: bool,
+    /// Further options of the image's node, by their dotted names (`detect-zeroes`,
+    /// `encrypt.key-secret`).
+    pub options: Vec<(String, String)>,
+}
+
+impl ImageOpenOptions {
+    /// The image called `filename`, for reading.
+    pub fn new(filename: impl Into<String>) -> ImageOpenOptions {
+        ImageOpenOptions { filename: filename.into(), ..ImageOpenOptions::default() }
+    }
+
+    /// The description of the image's nodes.
+    fn tree(&self) -> Result<OptionTree, Failure> {
+        let mut tree = if self.image_opts { self.tree_of_options()? } else { self.tree_of_name()? };
+        let named = |tree: &OptionTree, name| tree.get(name).cloned();
+        if let Some(Value::String(driver)) = named(&tree, "driver")
+            && !DRIVERS.contains(&driver.as_str())
+        {
+            return Err(Failure::new(format!("Unknown driver '{driver}'")));
+        }
+        if let Some(Value::String(name)) = named(&tree, "file") {
+            let text = format!("Cannot find device='{name}' nor node-name='{name}'");
+            return Err(Failure::new(text));
+        }
+        Ok(tree_with_file_driver(&mut tree))
+    }
+
+    fn tree_of_options(&self) -> Result<OptionTree, Failure> {
+        let tree = OptionTree::from_keyval(&self.filename, Some("file"))
+            .map_err(|error| Failure::new(error.to_string()))?;
+        if !tree.contains("driver") && !tree.contains("file") {
+            return Err(Failure::new("Must specify either driver or file"));
+        }
+        Ok(tree)
+    }
+
+    fn tree_of_name(&self) -> Result<OptionTree, Failure> {
+        let name = FileName::parse(&self.filename)?;
+        let is_protocol = name.is_protocol();
+        let mut tree = name.into_tree();
+        if is_protocol {
+            let mut image = OptionTree::new();
+            image.set("file", Value::Tree(tree));
+            tree = image;
+        }
+        if let Some(format) = &self.format
+            && tree.set("driver", Value::from(format.as_str())).is_some()
+        {
+            return Err(Failure::new("Driver specified twice"));
+        }
+        Ok(tree)
+    }
+
+    /// The same, complete, for the library.
+    fn open_options(&self, tool: &Tool) -> Result<OpenOptions, Failure> {
+        let tree = self.tree()?;
+        let directory = file_of(&tree).and_then(|path| path.parent().map(Path::to_owned));
+        let directory = directory.map(|path| match path.as_os_str().is_empty() {
+            true => PathBuf::from("."),
+            false => path,
+        });
+        let mut options =
+            OpenOptions::from(tree).gate(tool.gate(directory.as_deref())?).probe_formats();
+        if self.no_backing {
+            options = options.no_backing();
+        }
+        let mut preset = |name: &str, value: Value| {
+            if options.tree().get(name).is_none() {
+                options = options.clone().set(name, value);
+            }
+        };
+        if !self.write {
+            preset("read-only", true.into());
+        }
+        if self.force_share {
+            preset("force-share", true.into());
+        }
+        if self.unmap {
+            preset("discard", "unmap".into());
+        }
+        for (name, value) in &self.options {
+            preset(name, value.as_str().into());
+        }
+        if options.tree().get("cache").is_none() {
+            options = options
+                .set("cache.direct", self.cache.direct)
+                .set("cache.no-flush", self.cache.no_flush);
+        }
+        Ok(options)
+    }
+}
+
+/// A file below a format may be given by its name alone: then it is the driver for what is there.
+fn tree_with_file_driver(tree: &mut OptionTree) -> OptionTree {
+    if let Some(Value::Tree(file)) = tree.get("file") {
+        let mut file = file.clone();
+        if let (None, Some(Value::String(name))) = (file.get("driver"), file.get("filename"))
+            && let Ok(parsed) = FileName::parse(name)
+            && parsed.is_protocol()
+            && let Some(driver) = parsed.into_tree().get("driver")
+        {
+            file.set("driver", driver.clone());
+            tree.set("file", Value::Tree(file));
+        }
+    }
+    tree.clone()
+}
+
+/// The file at the bottom of a description.
+fn file_of(tree: &OptionTree) -> Option<PathBuf> {
+    match (tree.get("filename"), tree.get("file")) {
+        (Some(Value::String(path)), _) => Some(path.into()),
+        (None, Some(Value::Tree(file))) => file_of(file),
+        _ => None,
+    }
+}
+
+/// An open image.
+pub struct Image {
+    /// Its user.
+    pub backend: Backend,
+    /// How the command line named it.
+    pub filename: String,
+    /// The node on top.
+    pub root: NodeId,
+    /// Writes are to be durable on return.
+    pub writethrough: bool,
+    layer: Blockplex,
+}
+
+impl Tool {
+    /// Opens an image. It must be closed.
+    ///
+    /// # Errors
+    ///
+    /// `Could not open 'NAME': …`, as QEMU's tools say it.
+    pub fn open(&self, options: &ImageOpenOptions) -> Result<Image, Failure> {
+        let image = self.open_quietly(options).map_err(|failure| {
+            failure.prefixed(&format!("Could not open '{}': ", options.filename))
+        })?;
+        let guarded = image.view()?.driver_as::<Raw>().is_some_and(Raw::is_guarded);
+        if guarded {
+            let name = &options.filename;
+            eprintln!(
+                "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n\
+                 \x20        Automatically detecting the format is dangerous for raw images, write \
+                 operations on block 0 will be restricted.\n\
+                 \x20        Specify the 'raw' format explicitly to remove the restrictions."
+            );
+        }
+        Ok(image)
+    }
+
+    /// The same, without the words before the error and without the warning.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be opened.
+    pub fn open_quietly(&self, options: &ImageOpenOptions) -> Result<Image, Failure> {
+        let layer = self.layer()?.clone();
+        let backend = wait(layer.open("image", options.open_options(self)?))?;
+        let root = backend.root();
+        let root = root.ok_or_else(|| Failure::new("the image has no root node"))?;
+        Ok(Image {
+            backend,
+            filename: options.filename.clone(),
+            root,
+            writethrough: options.cache.writethrough,
+            layer,
+        })
+    }
+}
+
+impl Image {
+    /// The layer it is part of.
+    pub fn layer(&self) -> &Blockplex {
+        &self.layer
+    }
+
+    /// The node on top, as it is now.
+    ///
+    /// # Errors
+    ///
+    /// It is gone.
+    pub fn view(&self) -> Result<Arc<NodeView>, Failure> {
+        let topology = self.layer.graph().topology();
+        let view = topology.node(self.root).cloned();
+        view.ok_or_else(|| Failure::new("the image's node is gone"))
+    }
+
+    /// The name of its driver: its format.
+    ///
+    /// # Errors
+    ///
+    /// Its node is gone.
+    pub fn format(&self) -> Result<&'static str, Failure> {
+        Ok(self.view()?.driver().driver_name())
+    }
+
+    /// The bytes of its disk.
+    ///
+    /// # Errors
+    ///
+    /// Its node is gone.
+    pub fn length(&self) -> Result<u64, Failure> {
+        Ok(self.backend.length()?)
+    }
+
+    /// Blocking calls on it.
+    pub fn disk(&self) -> Blocking {
+        self.backend.blocking()
+    }
+
+    /// Closes it.
+    ///
+    /// # Errors
+    ///
+    /// Its last writes failed.
+    pub fn close(self) -> Result<(), Failure> {
+        wait(self.backend.close())
+    }
+}
+
+/// Whether the library knows a driver of that name.
+pub fn is_driver(name: &str) -> bool {
+    DRIVERS.contains(&name)
+}
+
+/// The message of an error of opening `filename`.
+pub fn could_not_open(filename: &str, error: &blockplex::Error) -> Failure {
+    Failure::new(format!("Could not open '{filename}': {}", describe(error)))
+}
