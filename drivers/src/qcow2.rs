@@ -25,6 +25,7 @@
 //! | `writeback` | the order in which metadata reaches the disk |
 //! | `snapshot` | internal snapshots, and the VM state that they have |
 //! | `integrity` | the first write, and damaged images |
+//! | [`check`] | finding and repairing damage, on the file of an image that is not open |
 //! | `header_update` | changing the header of an open image |
 //!
 //! The codecs are *structures on disk turned into values and back, by pure functions*: nothing in
@@ -55,6 +56,7 @@
 //! turn of a slice, the write-back turn, the header, the loading turn of refcount blocks; then
 //! mutexes that are held for some instructions.
 
+pub mod check;
 pub mod codec;
 mod compressed_write;
 mod create;

@@ -1,6 +1,7 @@
 //! The driver as a whole, against the peer.
 
 mod basics;
+mod check;
 mod compressed;
 mod concurrency;
 mod crash;

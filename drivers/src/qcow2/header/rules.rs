@@ -26,7 +26,7 @@ impl Header {
         self.check_data_file()?;
         self.check_l1_table(file_length)?;
         self.check_refcount_table(purpose, file_length)?;
-        self.check_snapshot_table(file_length)?;
+        self.check_snapshot_table(purpose, file_length)?;
         self.check_bitmaps(file_length)?;
         self.check_overlaps();
         if self.is_marked_corrupt() {
@@ -182,8 +182,24 @@ impl Header {
         Ok(())
     }
 
-    /// H15 to H15d. A misplaced offset is refused without snapshots, too, as by the peer.
-    fn check_snapshot_table(&self, file_length: u64) -> Result<(), FormatError> {
+    /// H15 to H15d. A misplaced offset is refused without snapshots, too, as by the peer. A check
+    /// looks at the table itself.
+    fn check_snapshot_table(
+        &mut self,
+        purpose: Purpose,
+        file_length: u64,
+    ) -> Result<(), FormatError> {
+        let result = self.judge_snapshot_table(file_length);
+        match result {
+            Err(error) if purpose == Purpose::Check => {
+                self.read_only_reasons.push(error);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn judge_snapshot_table(&self, file_length: u64) -> Result<(), FormatError> {
         let count = self.snapshot_count;
         if count > MAX_SNAPSHOTS {
             let rule = format!("exceeds {MAX_SNAPSHOTS}");
