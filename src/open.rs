@@ -194,7 +194,8 @@ impl<'a> Opener<'a> {
         Ok(id)
     }
 
-    /// Has a private origin hold `file` as a format driver above it will, so that it can be read.
+    /// Has a private origin hold `file` as a format driver above it will, so that it can be read, and
+    /// repaired if it is going to be written.
     async fn hold(&self, file: NodeId, read_only: bool) -> Result<(OriginId, Child)> {
         let graph = self.layer.graph();
         let mut change = graph.begin().await;
@@ -207,7 +208,8 @@ impl<'a> Opener<'a> {
         let view = topology
             .node(file)
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "the file's node is gone"))?;
-        let child = Child::for_control(self.local, view, Permissions::CONSISTENT_READ);
+        let granted = if read_only { Permissions::CONSISTENT_READ } else { access.needed };
+        let child = Child::for_control(self.local, view, granted);
         Ok((holder.id(), child))
     }
 

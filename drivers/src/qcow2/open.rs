@@ -5,6 +5,7 @@
 //! and lets a read-only one pass, so that data can be rescued.
 
 use super::Qcow2;
+use super::check::{CheckOptions, Fix, check};
 use super::data_file::ExternalData;
 use super::entry::{L1Entry, Version, decode_refcount_table_entry};
 use super::geometry::{Geometry, TABLE_ENTRY_BYTES};
@@ -110,7 +111,8 @@ pub(super) struct CacheSizes {
 impl Qcow2 {
     /// Opens the image in `file`: reads and checks header, L1 table and refcount table. On a loop;
     /// the file's permissions must allow reading, for a read-write open also writing and resizing.
-    /// Writes nothing.
+    /// Writes nothing, but that a read-write open repairs an image with the dirty bit first, whose
+    /// last writer did not get to close it.
     ///
     /// The node of the driver gets `file`'s node as its first child. The next one, in
     /// [`Role::Data`](blockplex_graph::Role::Data), is the external data file, if
@@ -122,10 +124,14 @@ impl Qcow2 {
     /// `InvalidArgument`: not a qcow2 image, or options that cannot be. `NotSupported`: encryption,
     /// extended L2 entries, unknown incompatible features. `Corrupt`: a
     /// field breaks a rule; for a read-write open also what endangers only writes, among it a set
-    /// dirty or corrupt bit.
+    /// corrupt bit, and damage that a repair leaves alone.
     pub async fn open(file: &Child, options: Qcow2Options, read_only: bool) -> Result<Qcow2> {
+        let mut header = read_header(file, file.length()).await?;
+        if !read_only && header.is_dirty() && !header.is_marked_corrupt() {
+            repair(file).await?;
+            header = read_header(file, file.length()).await?;
+        }
         let file_length = file.length();
-        let mut header = read_header(file, file_length).await?;
         if !read_only {
             refuse_writing(&header)?;
         }
@@ -273,14 +279,25 @@ async fn show_snapshot(
     snapshot::read_l1(file, entry).await
 }
 
+/// Makes the refcounts of an image anew whose last writer did not get to close it.
+async fn repair(file: &Child) -> Result<()> {
+    tracing::warn!(node = file.view().name(), "repairing a qcow2 image that was not closed");
+    let report = check(file, CheckOptions { fix: Fix::All }).await?;
+    if report.is_clean() {
+        return Ok(());
+    }
+    let reason = report.failure.as_ref().map(ToString::to_string);
+    let reason = reason.or_else(|| report.messages.first().map(ToString::to_string));
+    let text = format!(
+        "the image was not closed properly (dirty bit), and cannot be repaired: {}",
+        reason.unwrap_or_default()
+    );
+    Err(Error::new(ErrorKind::Corrupt, text))
+}
+
 fn refuse_writing(header: &Header) -> Result<()> {
     if let Some(reason) = header.read_only_reasons.first() {
         let text = format!("the image can only be opened read-only: {reason}");
-        return Err(Error::new(ErrorKind::Corrupt, text));
-    }
-    if header.is_dirty() {
-        let text = "the image was not closed properly (dirty bit): its refcounts must be repaired \
-                    (check -r all) before it is opened for writing";
         return Err(Error::new(ErrorKind::Corrupt, text));
     }
     Ok(())

@@ -3,8 +3,9 @@
 use super::crash::Random;
 use crate::qcow2::check::{CheckOptions, CheckReport, Fix, check};
 use crate::qcow2::testing::Scratch;
-use crate::qcow2::testing::rig::{Rig, with_file};
+use crate::qcow2::testing::rig::{Rig, Setup, with_file};
 use crate::qcow2::testing::volume::{Event, Volume};
+use blockplex_graph::ErrorKind;
 use std::process::Command;
 
 /// What the peer's check says: how it exits, and the numbers.
@@ -327,6 +328,37 @@ fn a_repair_may_be_cut_off_at_any_moment() {
             repaired(&scratch, &crashed, &format!("row {row}, cut at {cut}"));
             assert!(Rig::writable(&crashed).read(0, contents.len()) == contents, "row {row}");
         }
+    }
+}
+
+/// An image whose writer was late with the refcounts, and never came to write them.
+#[test]
+fn a_dirty_image_is_repaired_when_it_is_opened_for_writing() {
+    let scratch = Scratch::new();
+    let path = scratch.create("lazy_refcounts=on", "64M");
+    let abort = ["-f", "qcow2", "-c", "write -P 0x11 0 200k", "-c", "flush", "-c", "abort", &path];
+    Command::new("qemu-io").args(abort).output().unwrap();
+    let crashed = Volume::from_file(&path);
+    assert_eq!(crashed.bytes()[79], 1, "the peer left it dirty");
+    let mut reader = Rig::open(&crashed, Setup { read_only: true, ..Setup::default() }).unwrap();
+    assert!(reader.read(0, 200 << 10) == vec![0x11; 200 << 10]);
+    reader.close();
+    assert!(crashed.bytes() == Volume::from_file(&path).bytes(), "reading changed it");
+    let mut rig = Rig::writable(&crashed);
+    rig.write(1 << 20, &[0x22; 70_000]);
+    assert!(rig.read(0, 200 << 10) == vec![0x11; 200 << 10]);
+    rig.close();
+    crashed.save(&path);
+    scratch.check_clean(&path);
+    // What cannot be repaired is not written to, nor is what is marked corrupt.
+    let base = base(&scratch);
+    let unaligned = (0x40000, &0x8000_0000_0005_0200_u64.to_be_bytes()[..]);
+    for changes in [vec![(79, &[1][..]), unaligned], vec![(79, &[3][..])]] {
+        let volume = broken(&base, &changes);
+        let before = volume.bytes();
+        let error = Rig::open(&volume, Setup::default()).map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert!(volume.bytes() == before);
     }
 }
 

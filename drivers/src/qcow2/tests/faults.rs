@@ -107,8 +107,6 @@ fn what_endangers_only_writes_can_be_read() {
     shared_block[0x10008..0x10010].copy_from_slice(&0x20000_u64.to_be_bytes());
     let mut uncounted = good.clone();
     uncounted[0x20006..0x20008].fill(0);
-    let mut dirty = good.clone();
-    dirty[79] = 1;
     let mut one_bit = good.clone();
     one_bit[99] = 0;
     let rows = [
@@ -119,7 +117,6 @@ fn what_endangers_only_writes_can_be_read() {
         ("T13 = L1", with_word(good.clone(), 0x10000, 0x30000)),
         ("T18", shared_block),
         ("T12c", uncounted),
-        ("dirty", dirty),
         ("H17-0", one_bit),
         ("H14d", with_word(good.clone(), 48, 0x100_0000)),
     ];
