@@ -16,7 +16,14 @@ pub(crate) struct Holds {
 
 impl Holds {
     /// Gives everything back. Must come before the view of the request goes.
+    #[inline]
     pub(crate) fn release(&mut self, view: &QueueView, loop_index: usize) {
+        if !self.is_empty() {
+            self.release_some(view, loop_index);
+        }
+    }
+
+    fn release_some(&mut self, view: &QueueView, loop_index: usize) {
         for (node, pin) in self.pins.drain(..) {
             view.node(node).view.driver().unpin(loop_index, pin);
         }
@@ -25,7 +32,7 @@ impl Holds {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.pins.is_empty() && self.ranges.is_empty()
     }
 }

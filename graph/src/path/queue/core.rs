@@ -115,10 +115,12 @@ impl QueueCore {
         let step = walk(&view, ROOT, false, &mut rest_of(request, 0, self.loop_index), &mut holds);
         let whole = request.length;
         match step {
-            Step::Done { length } if length == whole && holds.is_empty() => {
+            Step::Done { length } if length == whole => {
+                holds.release(&view, self.loop_index);
                 self.end_now(door, Ok(Outcome::Done), request)
             }
-            Step::Zero { length } if length == whole && holds.is_empty() => {
+            Step::Zero { length } if length == whole => {
+                holds.release(&view, self.loop_index);
                 if request.kind == RequestKind::Read {
                     request.vector.fill(0, request.vector.len(), 0);
                 }
