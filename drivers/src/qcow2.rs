@@ -19,7 +19,8 @@
 //! | `open`, `create` | opening with every table checked first; new images |
 //! | `driver` | the driver contract: tier 1, and who serves what |
 //! | `lookup`, `slice_cache`, `slice`, `l1_table`, `loader` | the mapping in memory |
-//! | `read`, `write`, `compressed_write`, `erase`, `status`, `resize` | the requests |
+//! | `read`, `write`, `compressed_write`, `erase`, `status`, `resize`, `shrink`, `preallocate` | the requests |
+//! | `make_empty` | dropping everything that an image has |
 //! | `data_file` | where the guest's clusters are: the file, or an external data file |
 //! | `refcounts`, `limbo` | free clusters, those on their way to being free, and how far the file reaches |
 //! | `writeback` | the order in which metadata reaches the disk |
@@ -77,11 +78,14 @@ mod layers;
 mod limbo;
 mod loader;
 mod lookup;
+mod make_empty;
 mod open;
+mod preallocate;
 mod read;
 pub mod refcount_block;
 mod refcounts;
 mod resize;
+mod shrink;
 mod slice;
 mod slice_cache;
 mod snapshot;

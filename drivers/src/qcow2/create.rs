@@ -7,7 +7,7 @@ use super::image_layout::{CreateOptions, ImageLayout};
 use super::layers::Layers;
 use super::writeback::write_all;
 use super::{Qcow2, Qcow2Options};
-use blockplex_graph::{Child, Error, ErrorKind, RequestFlags, Result};
+use blockplex_graph::{Child, Error, ErrorKind, Preallocation, RequestFlags, Result};
 use blockplex_io::buffer::IoBuffer;
 
 /// Makes `file` a fresh qcow2 image; what it held is lost. It becomes as long as the image's
@@ -24,7 +24,16 @@ pub async fn create(file: &Child, options: &CreateOptions) -> Result<()> {
         let text = "an image with an external data file is created together with that file";
         return Err(Error::new(ErrorKind::InvalidArgument, text));
     }
-    write_layout(file, &layout).await
+    write_layout(file, &layout).await?;
+    if options.preallocation == Preallocation::Off {
+        return Ok(());
+    }
+    let image = Qcow2::open(file, Qcow2Options::default(), false).await?;
+    let layers = Layers::of_new_image(file, None);
+    image.prepare_for_writing(file).await?;
+    image.preallocate(&layers, 0, options.size, options.preallocation).await?;
+    image.finish(&layers).await?;
+    file.flush().await
 }
 
 /// As [`create`], with the external data file that the options name in `data`. It gets the length
@@ -45,14 +54,9 @@ pub async fn create_with_data_file(
     }
     write_layout(file, &layout).await?;
     let image = Qcow2::open(file, Qcow2Options::default(), false).await?;
-    let layers = Layers {
-        file: file.clone(),
-        data: Some(data.clone()),
-        backing: None,
-        loop_index: file.local().index(),
-    };
-    image.resize_data_file(&layers, options.size).await?;
-    if options.data_file_raw {
+    let layers = Layers::of_new_image(file, Some(data));
+    image.resize_data_file(&layers, options.size, options.preallocation).await?;
+    if options.data_file_raw || options.preallocation != Preallocation::Off {
         image.prepare_for_writing(file).await?;
         image.map_data_file(&layers, 0, options.size).await?;
     }

@@ -20,7 +20,7 @@ use super::join::join_all;
 use super::layers::Layers;
 use super::lookup::Place;
 use super::slice::SliceNumber;
-use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, RequestFlags, Result};
+use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, Preallocation, RequestFlags, Result};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::lock::{CoMutex, RangeMode};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,8 +47,15 @@ impl ExternalData {
         self.length.load(Ordering::Acquire)
     }
 
-    async fn set_length(&self, data: &Child, length: u64) -> Result<()> {
-        match data.truncate(length).await {
+    async fn set_length(&self, data: &Child, length: u64, mode: Preallocation) -> Result<()> {
+        let mode = match mode {
+            // To map it is not the data file's business; nor is there anything to be taken.
+            Preallocation::Metadata => Preallocation::Off,
+            _ if data.length() >= length => Preallocation::Off,
+            mode => mode,
+        };
+        match data.truncate_with(length, mode).await {
+            Err(error) if mode != Preallocation::Off => return Err(error),
             Err(error) if error.kind() == ErrorKind::NotSupported => {
                 let has = data.length();
                 if has < length {
@@ -139,7 +146,7 @@ impl Qcow2 {
             // A longer file stays as it is until the disk is resized.
             let length = self.disk_size().max(data.length());
             if data.length() < length {
-                external.set_length(data, length).await?;
+                external.set_length(data, length, Preallocation::Off).await?;
             } else {
                 external.length.store(self.disk_size(), Ordering::Release);
             }
@@ -148,11 +155,16 @@ impl Qcow2 {
     }
 
     /// Gives the data file the length of the disk.
-    pub(super) async fn resize_data_file(&self, layers: &Layers, size: u64) -> Result<()> {
+    pub(super) async fn resize_data_file(
+        &self,
+        layers: &Layers,
+        size: u64,
+        mode: Preallocation,
+    ) -> Result<()> {
         let Some(external) = &self.external else { return Ok(()) };
         let data = self.data(layers)?;
         let _turn = external.growing.lock().await;
-        external.set_length(data, size).await
+        external.set_length(data, size, mode).await
     }
 
     /// Makes durable what was written to the data file and the file, the former first or at once.

@@ -11,8 +11,8 @@ use blockplex_graph::driver::{
     AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, PreparedReopen, Role,
 };
 use blockplex_graph::{
-    Access, DiscardMode, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Preallocation,
-    Request, RequestKind, Result,
+    Access, DiscardMode, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Request, RequestKind,
+    Result,
 };
 use std::any::Any;
 use std::sync::Arc;
@@ -68,8 +68,8 @@ impl Qcow2 {
     }
 
     async fn serve_request(&self, io: &NodeIo, request: Request) -> Result<Outcome> {
-        let layers = Layers::of(io)?;
         let Request { kind, flags, offset, length, vector } = request;
+        let layers = Layers { guest: kind != RequestKind::Truncate, ..Layers::of(io)? };
         match kind {
             RequestKind::Read => self.read(&layers, offset, &vector).await?,
             RequestKind::Write => {
@@ -91,11 +91,7 @@ impl Qcow2 {
             RequestKind::BlockStatus => {
                 return Ok(self.status(&layers, offset, length).await?.into());
             }
-            RequestKind::Truncate if flags.preallocation != Preallocation::Off => {
-                let text = format!("preallocation mode '{}'", flags.preallocation.name());
-                return Err(Error::new(ErrorKind::NotSupported, text));
-            }
-            RequestKind::Truncate => self.resize(&layers, offset).await?,
+            RequestKind::Truncate => self.resize(&layers, offset, flags.preallocation).await?,
         }
         Ok(Outcome::Done)
     }

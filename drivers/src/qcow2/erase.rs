@@ -8,6 +8,9 @@
 //! | data, its own | zero, keeps its host cluster | zero, freed | zero, freed |
 //! | data, shared; compressed | zero, freed | zero, freed | zero, freed |
 //!
+//! What lies past a new end of the disk, and everything when an image is emptied, is *dropped*: it
+//! becomes unallocated, in any version.
+//!
 //! Version 2 has no zero clusters: there write-zeroes is left to the request path unless there is
 //! nothing to do, and a discard unallocates, unless a backing node would shine through.
 //! Parts of clusters are written (write-zeroes) or left alone (discard).
@@ -24,10 +27,11 @@ use std::sync::Arc;
 
 /// What is done to whole clusters.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Erase {
+pub(super) enum Erase {
     Zero,
     Unmap,
     Discard,
+    Drop,
 }
 
 impl Qcow2 {
@@ -132,6 +136,7 @@ impl Qcow2 {
             let position = self.position(at);
             let end = last.min(at + position.rest);
             let guard = self.ranges.lock(at..end, RangeMode::Exclusive).await;
+            self.check_inside(layers, at)?;
             let hold = self.hold(layers);
             let erased = self.erase_step(layers, at, end, erase).await;
             hold.release();
@@ -144,7 +149,13 @@ impl Qcow2 {
     }
 
     /// Erases whole clusters of one slice, whose range is locked.
-    async fn erase_step(&self, layers: &Layers, at: u64, end: u64, erase: Erase) -> Result<()> {
+    pub(super) async fn erase_step(
+        &self,
+        layers: &Layers,
+        at: u64,
+        end: u64,
+        erase: Erase,
+    ) -> Result<()> {
         let extent = self.look_up(at, end - at);
         let nothing = layers.backing.is_none() && extent.place == Place::Unallocated;
         if nothing && extent.length == end - at {
@@ -199,6 +210,8 @@ impl Qcow2 {
         let nothing = Cluster::Zero { host: None, copied: false };
         let gone = if self.version < Version::V3 { Cluster::Unallocated } else { nothing };
         match L2Entry::decode(raw, &self.geometry, self.version).ok()? {
+            Cluster::Unallocated if erase == Erase::Drop => None,
+            _ if erase == Erase::Drop => Some(Cluster::Unallocated),
             Cluster::Unallocated => has_backing.then_some(gone),
             Cluster::Zero { host: None, .. } => None,
             Cluster::Zero { host: Some(_), copied } if erase == Erase::Zero && copied => None,

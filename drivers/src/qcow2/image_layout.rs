@@ -12,6 +12,7 @@ use super::format_error::{FormatError, FormatErrorKind, Place, escaped};
 use super::geometry::{Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, TABLE_ENTRY_BYTES};
 use super::header::{CompressionType, Header, Version, feature};
 use super::refcount_block;
+use blockplex_graph::Preallocation;
 use std::ops::Range;
 
 /// What a new image should be. The names are those of the peer's creation options.
@@ -37,6 +38,8 @@ pub struct CreateOptions {
     pub data_file: Option<Vec<u8>>,
     /// `data_file_raw`: whether that file must be a whole raw image at all times.
     pub data_file_raw: bool,
+    /// What is done about the space of the disk.
+    pub preallocation: Preallocation,
 }
 
 impl CreateOptions {
@@ -53,6 +56,7 @@ impl CreateOptions {
             backing_format: None,
             data_file: None,
             data_file_raw: false,
+            preallocation: Preallocation::Off,
         }
     }
 }
@@ -168,6 +172,11 @@ fn check_version(options: &CreateOptions) -> Result<(), FormatError> {
 }
 
 fn check_backing(options: &CreateOptions) -> Result<(), FormatError> {
+    // What is allocated hides the backing file; only subclusters do not.
+    if options.preallocation != Preallocation::Off && options.backing_name.is_some() {
+        let rule = "goes with a backing file only if extended_l2 is on";
+        return Err(invalid("preallocation", options.preallocation.name(), rule));
+    }
     match (&options.backing_name, &options.backing_format) {
         (None, None) => Ok(()),
         (None, Some(format)) => {

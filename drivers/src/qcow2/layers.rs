@@ -17,6 +17,8 @@ pub(super) struct Layers {
     pub(super) data: Option<Child>,
     /// What is read where the image has nothing of its own; without one, that reads as zeros.
     pub(super) backing: Option<Child>,
+    /// The request is a guest's: what it changes lies inside the disk, still when its turn comes.
+    pub(super) guest: bool,
     /// The loop, for pins.
     pub(super) loop_index: usize,
 }
@@ -28,8 +30,15 @@ impl Layers {
             file: io.child(FILE)?,
             data: io.child_in_role(Role::Data),
             backing: io.child_in_role(Role::Backing),
+            guest: false,
             loop_index: io.loop_index(),
         })
+    }
+
+    /// The children of an image that is being created.
+    pub(super) fn of_new_image(file: &Child, data: Option<&Child>) -> Layers {
+        let loop_index = file.local().index();
+        Layers { file: file.clone(), data: data.cloned(), backing: None, guest: false, loop_index }
     }
 
     /// Bytes of the backing child; 0 without one.

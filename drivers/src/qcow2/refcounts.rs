@@ -10,6 +10,7 @@ mod block;
 mod cluster_set;
 mod extent;
 mod packing;
+mod shrinking;
 
 pub(super) use allocation::{AllocationError, HostRun};
 

@@ -1,13 +1,14 @@
-//! Growing the disk. Shrinking is not supported.
+//! Changing the length of the disk: what is refused, and growing (`shrink` does the other).
 //!
 //! A larger L1 table is written whole to a new place and made durable; then one write of one
 //! header sector changes size, place and length together (Q14). Lookups go on meanwhile: the table
 //! in memory does not move.
 
 use super::Qcow2;
+use super::entry::Version;
 use super::layers::Layers;
 use super::limbo::Freed;
-use blockplex_graph::{DebugEvent, Error, ErrorKind, RequestFlags, Result};
+use blockplex_graph::{DebugEvent, Error, ErrorKind, Preallocation, RequestFlags, Result};
 use blockplex_io::buffer::{IoBuffer, IoVector};
 use std::sync::atomic::Ordering;
 
@@ -21,26 +22,61 @@ impl Qcow2 {
         self.size.load(Ordering::Acquire)
     }
 
-    /// Sets the length of the disk, in bytes; new space reads as zeros.
-    pub(super) async fn resize(&self, layers: &Layers, size: u64) -> Result<()> {
+    /// Sets the length of the disk, in bytes; new space reads as zeros, and is taken as `mode` says.
+    pub(super) async fn resize(
+        &self,
+        layers: &Layers,
+        size: u64,
+        mode: Preallocation,
+    ) -> Result<()> {
         self.prepare_data(layers).await?;
+        let _turn = self.resizing.lock().await;
+        self.check_size(size, mode).await?;
+        if size < self.disk_size() {
+            return self.shrink(layers, size).await;
+        }
+        self.grow(layers, size, mode).await
+    }
+
+    /// Refuses sizes that cannot be.
+    async fn check_size(&self, size: u64, mode: Preallocation) -> Result<()> {
+        let refuse = |kind, text: String| Err(Error::new(kind, text));
+        if !size.is_multiple_of(512) {
+            let text = format!("the new size {size} is not a multiple of 512");
+            return refuse(ErrorKind::InvalidArgument, text);
+        }
         if size > self.geometry.max_guest_size() {
             let most = self.geometry.max_guest_size();
             let text = format!("size {size} exceeds {most}, the most with this cluster size");
-            return Err(Error::new(ErrorKind::InvalidArgument, text));
+            return refuse(ErrorKind::InvalidArgument, text);
         }
-        let _turn = self.resizing.lock().await;
+        if size < self.disk_size() && mode != Preallocation::Off {
+            let text = "preallocation cannot be used for shrinking an image";
+            return refuse(ErrorKind::InvalidArgument, text.into());
+        }
+        // Its snapshots do not say how large the disk was.
+        if self.version < Version::V3 && self.header.lock().await.snapshot_count > 0 {
+            let text = "an image of version 2 that has snapshots cannot be resized";
+            return refuse(ErrorKind::NotSupported, text.into());
+        }
+        Ok(())
+    }
+
+    async fn grow(&self, layers: &Layers, size: u64, mode: Preallocation) -> Result<()> {
         let old = self.disk_size();
-        if size < old {
-            let text = format!("shrinking a qcow2 image (from {old} to {size} bytes)");
-            return Err(Error::new(ErrorKind::NotSupported, text));
-        }
         // First: a data file that is too long does no harm.
-        self.resize_data_file(layers, size).await?;
+        self.resize_data_file(layers, size, mode).await?;
         self.between_rounds(async || self.write_size(layers, size).await).await?;
+        let cluster_end = self.geometry.align_up(old).unwrap_or(u64::MAX);
+        // Nothing should be there; but what is there is not the new disk's.
+        self.drop_clusters(layers, cluster_end, size).await?;
+        if mode != Preallocation::Off && self.external.is_none() {
+            // A cluster that shows the backing node must go on showing it.
+            let first = if layers.backing.is_some() { cluster_end } else { old };
+            self.preallocate(layers, first, size, mode).await?;
+        }
         // The tail of the last cluster, and what a longer backing node would show: before anybody
         // can reach it.
-        let cluster_end = self.geometry.align_up(old).unwrap_or(u64::MAX);
         let shown = layers.backing_length().max(cluster_end).min(size);
         if shown > old {
             match self.write_zeroes(layers, old, shown - old, false).await {
@@ -50,7 +86,7 @@ impl Qcow2 {
                 result => result?,
             }
         }
-        if self.data_is_raw() {
+        if self.data_is_raw() || (mode != Preallocation::Off && self.external.is_some()) {
             self.map_data_file(layers, old, size).await?;
         }
         // Release: partner of the Acquire in `disk_size`.
@@ -70,7 +106,7 @@ impl Qcow2 {
     }
 
     /// Writes the new size, with a larger L1 table if it takes one. With the turn of a round.
-    async fn write_size(&self, layers: &Layers, size: u64) -> Result<()> {
+    pub(super) async fn write_size(&self, layers: &Layers, size: u64) -> Result<()> {
         let (old_offset, old_entries) = self.l1.place();
         let entries = self.geometry.l1_entries_for(size).max(old_entries);
         let mut offset = old_offset;

@@ -9,5 +9,6 @@ mod creation;
 mod data_file;
 mod faults;
 mod fuzz;
+mod resizing;
 mod snapshot_work;
 mod snapshots;

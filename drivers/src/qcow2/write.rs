@@ -51,6 +51,7 @@ impl Qcow2 {
             let start = self.geometry.align_down(at);
             let end = self.geometry.align_up(at + part).unwrap_or(u64::MAX);
             let guard = self.ranges.lock(start..end, RangeMode::Exclusive).await;
+            self.check_inside(layers, at)?;
             let hold = self.hold(layers);
             let part = vector.slice(done as usize, part as usize);
             let written = self.write_step(layers, at, part, guard).await;
@@ -204,7 +205,7 @@ impl Qcow2 {
 
     /// Makes the entries from `index` on name the clusters of `run`, in one step. On an error
     /// nothing has changed.
-    fn commit(&self, slice: &Arc<Slice>, index: usize, run: HostRun) -> Result<()> {
+    pub(super) fn commit(&self, slice: &Arc<Slice>, index: usize, run: HostRun) -> Result<()> {
         let entry = Cluster::Normal { host: run.offset, copied: true };
         let first = L2Entry::encode(entry, &self.geometry, self.version)
             .map_err(|error| Error::new(ErrorKind::NoSpace, error.to_string()))?;

@@ -13,7 +13,7 @@ use crate::qcow2::geometry::{Geometry, HOST_OFFSET_LIMIT};
 use std::collections::{BTreeSet, HashMap};
 
 /// The free refcounts of a block that was not looked at yet.
-const UNKNOWN: u32 = u32::MAX;
+pub(super) const UNKNOWN: u32 = u32::MAX;
 
 /// The refcounts of an image. See the page.
 pub(super) struct Allocation {
@@ -21,7 +21,7 @@ pub(super) struct Allocation {
     /// The refcount table: where the blocks are, 0 where there is none.
     pub(super) table: Vec<u64>,
     /// The zero refcounts of each block, or [`UNKNOWN`].
-    free: Vec<u32>,
+    pub(super) free: Vec<u32>,
     /// Where the table is in the file: offset and clusters.
     pub(super) place: (u64, u64),
     /// Where the table is going to be, since it has grown.
@@ -32,10 +32,10 @@ pub(super) struct Allocation {
     pub(super) max_blocks: usize,
     clock: u64,
     /// No cluster before it is free.
-    hint: u64,
+    pub(super) hint: u64,
     /// No cluster from here on was handed out since the image was opened, and all of them lie
     /// past what was then the end of the file: they read as zeros.
-    fresh: u64,
+    pub(super) fresh: u64,
     /// Header, tables and blocks: what must never be handed out.
     pub(super) metadata: ClusterSet,
     /// Clusters (first, count) of tables that grew again before they were written.
@@ -385,7 +385,7 @@ impl Allocation {
         Some(block)
     }
 
-    fn set_free(&mut self, index: u64, free: u64) {
+    pub(super) fn set_free(&mut self, index: u64, free: u64) {
         if let Some(slot) = self.free.get_mut(index as usize) {
             // At most 2^24 refcounts in a block.
             *slot = free as u32;

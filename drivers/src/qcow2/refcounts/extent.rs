@@ -4,8 +4,9 @@
 //!
 //! - **E1** Nothing is written past the extent. New clusters are covered before they are handed
 //!   out; an entry that names a cluster past it (a damaged image) is not written in place.
-//! - **E2** The extent only grows, one step at a time, and the file is only given lengths above
-//!   it. So a change of the length never cuts off anything that was written.
+//! - **E2** The extent grows one step at a time, and the file is only given lengths above it. So
+//!   growing never cuts off anything that was written. It shrinks by [`FileExtent::cut`] alone,
+//!   to the end of what is in use, while nothing is handed out.
 //! - **E3** A file whose length is fixed has no extent: its own end is the limit.
 
 use crate::qcow2::geometry::Geometry;
@@ -67,6 +68,26 @@ impl FileExtent {
         }
         // Release: partner of the Acquires.
         self.end.store(target, Ordering::Release);
+        Ok(())
+    }
+
+    /// Cuts the file to `used` bytes, whole clusters, behind which nothing is in use or will be
+    /// before this has ended.
+    pub(super) async fn cut(&self, file: &Child, used: u64) -> Result<()> {
+        let mut grown = self.growing.lock().await;
+        let end = self.end.load(Ordering::Acquire);
+        if used >= end || end == u64::MAX {
+            return Ok(());
+        }
+        // Release, both: as in `trim`. Whoever comes now would have to grow it again.
+        self.end.store(used, Ordering::Release);
+        match file.truncate(used).await {
+            Ok(()) => *grown = false,
+            Err(error) => {
+                self.end.store(end, Ordering::Release);
+                return Err(error);
+            }
+        }
         Ok(())
     }
 

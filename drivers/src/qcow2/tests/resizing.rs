@@ -1,0 +1,290 @@
+//! Smaller and larger disks, mapped ahead or not, and images that are made empty.
+
+use crate::qcow2::testing::Scratch;
+use crate::qcow2::testing::rig::{Rig, Setup, with_file};
+use crate::qcow2::testing::volume::{Event, Volume};
+use crate::qcow2::{CreateOptions, Qcow2, create};
+use blockplex_graph::{ErrorKind, NodeIo, Preallocation, Request, Result};
+use blockplex_io::buffer::IoBuffer;
+
+const OPTIONS: [&str; 5] =
+    ["", "cluster_size=512", "cluster_size=4k,refcount_bits=64", "compat=0.10", "cluster_size=2M"];
+
+fn resize(rig: &mut Rig, length: u64) -> Result<()> {
+    rig.request(Request::truncate(length)).map(drop)
+}
+
+fn preallocate(rig: &mut Rig, length: u64, mode: Preallocation) -> Result<()> {
+    rig.request(Request::truncate(length).preallocated(mode)).map(drop)
+}
+
+fn make_empty(rig: &mut Rig) -> Result<()> {
+    rig.manage(async |driver: &Qcow2, io: &NodeIo| driver.make_empty(io).await)
+}
+
+fn saved(scratch: &Scratch, volume: &Volume) -> String {
+    let path = scratch.path();
+    volume.save(&path);
+    path
+}
+
+#[test]
+fn a_disk_that_shrinks_gives_its_space_back_and_forgets_what_was_there() {
+    let scratch = Scratch::new();
+    for options in OPTIONS {
+        let volume = Volume::from_file(&scratch.create(options, "20M"));
+        let empty = volume.length();
+        let mut rig = Rig::writable(&volume);
+        rig.write(0, &vec![1; 6 << 20]);
+        rig.write(9 << 20, &vec![2; 11 << 20]);
+        rig.flush();
+        resize(&mut rig, (5 << 20) + 512).unwrap();
+        let error = rig.try_read(5 << 20, 1024).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutOfRange);
+        let small = volume.length();
+        assert!(small < empty + (8 << 20), "{options}: {small} bytes, {empty} at first");
+        scratch.check_allowing_leaks(&saved(&scratch, &volume));
+        resize(&mut rig, 20 << 20).unwrap();
+        let contents = rig.read(0, 20 << 20);
+        let ones = (5 << 20) + 512;
+        assert!(contents[..ones].iter().all(|byte| *byte == 1), "{options}");
+        assert!(contents[ones..].iter().all(|byte| *byte == 0), "{options}");
+        rig.write(8 << 20, &vec![3; 3 << 20]);
+        resize(&mut rig, 1 << 20).unwrap();
+        rig.close();
+        let path = saved(&scratch, &volume);
+        scratch.check_clean(&path);
+        assert!(scratch.contents(&path) == vec![1; 1 << 20], "{options}");
+    }
+}
+
+#[test]
+fn sizes_that_cannot_be_are_refused() {
+    let scratch = Scratch::new();
+    let path = scratch.create("compat=0.10", "1M");
+    let volume = Volume::from_file(&path);
+    let mut rig = Rig::writable(&volume);
+    let kind = |result: Result<()>| result.unwrap_err().kind();
+    assert_eq!(kind(resize(&mut rig, 1000)), ErrorKind::InvalidArgument);
+    let smaller = preallocate(&mut rig, 65536, Preallocation::Full);
+    assert_eq!(kind(smaller), ErrorKind::InvalidArgument);
+    rig.close();
+    scratch.qemu_img(&["snapshot", "-c", "one", &path]);
+    let mut rig = Rig::writable(&Volume::from_file(&path));
+    assert_eq!(kind(resize(&mut rig, 2 << 20)), ErrorKind::NotSupported);
+    assert_eq!(kind(resize(&mut rig, 65536)), ErrorKind::NotSupported);
+    rig.close();
+}
+
+#[test]
+fn a_snapshot_survives_that_the_disk_shrinks() {
+    let scratch = Scratch::new();
+    for options in ["", "cluster_size=512"] {
+        let path = scratch.create(options, "4M");
+        scratch.qemu_io(&path, "write -P 1 0 4M");
+        scratch.qemu_img(&["snapshot", "-c", "one", &path]);
+        let volume = Volume::from_file(&path);
+        let mut rig = Rig::writable(&volume);
+        rig.write(3 << 20, &[2; 65536]);
+        resize(&mut rig, 1 << 20).unwrap();
+        rig.close();
+        let path = saved(&scratch, &volume);
+        scratch.check_clean(&path);
+        assert!(scratch.contents(&path) == vec![1; 1 << 20]);
+        scratch.qemu_img(&["snapshot", "-a", "one", &path]);
+        assert!(scratch.contents(&path) == vec![1; 4 << 20]);
+        scratch.check_clean(&path);
+    }
+}
+
+/// Q20: a write that waits for its turn when the disk shrinks.
+#[test]
+fn a_write_that_was_admitted_before_leaves_nothing_past_the_new_end() {
+    let scratch = Scratch::new();
+    let volume = Volume::from_file(&scratch.create("", "4M"));
+    let mut rig = Rig::writable(&volume);
+    rig.write(0, &[1; 65536]);
+    rig.run(async |queue| {
+        let shrink = queue.request(Request::truncate(1 << 20));
+        let write = |at| queue.request(Request::write(at, IoBuffer::from_slice(&[7; 65536])));
+        let writes: Vec<_> = (0..40_u64).map(|i| write(i * 100_000)).collect();
+        let zero = queue.request(Request::write_zeroes(2 << 20, 65536));
+        shrink.await.result.unwrap();
+        for write in writes {
+            let _ = write.await.result;
+        }
+        let _ = zero.await.result;
+    });
+    rig.close();
+    let path = saved(&scratch, &volume);
+    scratch.check_clean(&path);
+    let entry = u64::from_be_bytes(volume.bytes()[24..32].try_into().unwrap());
+    assert_eq!(entry, 1 << 20);
+    scratch.qemu_img(&["resize", "-q", "-f", "qcow2", &path, "4M"]);
+    assert!(scratch.contents(&path)[1 << 20..].iter().all(|byte| *byte == 0));
+}
+
+/// P6, H2: whatever fails, the disk is the old one or the new one, and whole.
+#[test]
+fn a_failed_change_of_the_size_leaves_a_whole_image() {
+    let scratch = Scratch::new();
+    for options in ["cluster_size=512", ""] {
+        let first = Volume::from_file(&scratch.create(options, "1M"));
+        let mut rig = Rig::writable(&first);
+        rig.write(0, &vec![1; 1 << 20]);
+        rig.close();
+        for victim in 0..60 {
+            let volume = Volume::new(&first.bytes());
+            let mut rig = Rig::writable(&volume);
+            let mut count = 0;
+            volume.set_gate(move |event| {
+                let is_change = !matches!(event, Event::Read(..));
+                count += u32::from(is_change);
+                if is_change && count == victim + 1 { Err(libc::EIO) } else { Ok(false) }
+            });
+            let shrunk = resize(&mut rig, 300 << 10);
+            let grown = preallocate(&mut rig, 2 << 20, Preallocation::Metadata);
+            let all_well = shrunk.is_ok() && grown.is_ok() && rig.request(Request::flush()).is_ok();
+            volume.remove_gate();
+            let path = saved(&scratch, &volume);
+            scratch.check_allowing_leaks(&path);
+            assert_eq!(rig.read(0, 1000), [1; 1000]);
+            resize(&mut rig, 300 << 10).unwrap();
+            resize(&mut rig, 2 << 20).unwrap();
+            rig.close();
+            let path = saved(&scratch, &volume);
+            scratch.check_allowing_leaks(&path);
+            let contents = scratch.contents(&path);
+            assert!(contents[..300 << 10].iter().all(|byte| *byte == 1), "{victim}");
+            assert!(contents[300 << 10..].iter().all(|byte| *byte == 0), "{victim}");
+            if all_well {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_is_mapped_ahead_is_the_peers_and_ours() {
+    let scratch = Scratch::new();
+    let modes = [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full];
+    for (version, cluster_size) in [("1.1", 65536), ("1.1", 512), ("0.10", 4096)] {
+        for mode in modes {
+            let mut options = CreateOptions::new(3 << 20);
+            options.cluster_size = cluster_size;
+            if version == "0.10" {
+                options.version = crate::qcow2::entry::Version::V2;
+            }
+            options.preallocation = mode;
+            let volume = Volume::default();
+            with_file(&volume, async |file| create(file, &options).await).unwrap();
+            let path = saved(&scratch, &volume);
+            scratch.check_clean(&path);
+            let theirs = scratch.path();
+            let how = format!(
+                "preallocation={},cluster_size={cluster_size},compat={version}",
+                mode.name()
+            );
+            scratch.qemu_img(&["create", "-q", "-f", "qcow2", "-o", &how, &theirs, "3M"]);
+            let (ours, peers) = (volume.length(), scratch.read(&theirs).len() as u64);
+            assert!(ours <= peers + peers / 50 + (2 << 16), "{how}: {ours}, the peer {peers}");
+            // Nothing is allocated any more.
+            let mut rig = Rig::writable(&volume);
+            rig.write(0, &vec![5; 3 << 20]);
+            assert_eq!(volume.length(), ours, "{how}");
+            preallocate(&mut rig, (4 << 20) + 512, mode).unwrap();
+            let status = rig.status(3 << 20, 1 << 20);
+            assert!(status.data && status.length == 1 << 20, "{how}: {status:?}");
+            assert!(rig.read(3 << 20, 1 << 20).iter().all(|byte| *byte == 0));
+            rig.close();
+            let path = saved(&scratch, &volume);
+            scratch.check_clean(&path);
+            assert!(scratch.contents(&path)[..3 << 20].iter().all(|byte| *byte == 5));
+        }
+    }
+    let mut options = CreateOptions::new(1 << 20);
+    options.preallocation = Preallocation::Metadata;
+    (options.backing_name, options.backing_format) = (Some(b"b".into()), Some(b"raw".into()));
+    let refused = with_file(&Volume::default(), async |file| create(file, &options).await);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn a_disk_mapped_ahead_over_a_longer_backing_node_shows_zeros() {
+    let scratch = Scratch::new();
+    let volume = Volume::from_file(&scratch.create("", "100k"));
+    let backing = Some(Volume::new(&[9; 1 << 20]));
+    let mut rig = Rig::open(&volume, Setup { backing, ..Setup::default() }).unwrap();
+    preallocate(&mut rig, 1 << 20, Preallocation::Metadata).unwrap();
+    let contents = rig.read(0, 1 << 20);
+    assert!(contents[..102_400].iter().all(|byte| *byte == 9));
+    assert!(contents[102_400..].iter().all(|byte| *byte == 0));
+    rig.close();
+    scratch.check_clean(&saved(&scratch, &volume));
+}
+
+#[test]
+fn an_image_that_is_made_empty_holds_nothing_and_is_small() {
+    let scratch = Scratch::new();
+    for options in OPTIONS {
+        for snapshot in [false, true] {
+            let path = scratch.create(options, "12M");
+            let empty = Volume::from_file(&path).length();
+            scratch.qemu_io(&path, "write -P 1 0 10M");
+            if snapshot {
+                scratch.qemu_img(&["snapshot", "-c", "one", &path]);
+            }
+            let volume = Volume::from_file(&path);
+            let mut rig = Rig::writable(&volume);
+            rig.write(3 << 20, &[2; 100_000]);
+            make_empty(&mut rig).unwrap();
+            assert!(rig.read(0, 12 << 20).iter().all(|byte| *byte == 0), "{options}");
+            if !snapshot {
+                let small = volume.length();
+                assert!(small <= empty + (8 << 20), "{options}: {small}, {empty} at first");
+            }
+            rig.write(5 << 20, &[3; 100_000]);
+            rig.close();
+            let path = saved(&scratch, &volume);
+            scratch.check_clean(&path);
+            assert!(scratch.contents(&path)[5 << 20..][..100_000] == [3; 100_000]);
+            if snapshot {
+                scratch.qemu_img(&["snapshot", "-a", "one", &path]);
+                assert!(scratch.contents(&path)[..10 << 20].iter().all(|byte| *byte == 1));
+                scratch.check_clean(&path);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_image_that_could_not_be_made_empty_is_whole() {
+    let scratch = Scratch::new();
+    for options in ["cluster_size=512", "cluster_size=4k"] {
+        let first = Volume::from_file(&scratch.create(options, "1M"));
+        let mut rig = Rig::writable(&first);
+        rig.write(0, &vec![1; 1 << 20]);
+        rig.close();
+        for victim in 0..40 {
+            let volume = Volume::new(&first.bytes());
+            let mut rig = Rig::writable(&volume);
+            let mut count = 0;
+            volume.set_gate(move |event| {
+                let is_change = !matches!(event, Event::Read(..));
+                count += u32::from(is_change);
+                if is_change && count == victim + 1 { Err(libc::EIO) } else { Ok(false) }
+            });
+            let emptied = make_empty(&mut rig);
+            volume.remove_gate();
+            scratch.check_allowing_leaks(&saved(&scratch, &volume));
+            rig.write(10_000, &[4; 50_000]);
+            rig.close();
+            let path = saved(&scratch, &volume);
+            scratch.check_allowing_leaks(&path);
+            assert!(scratch.contents(&path)[10_000..60_000] == [4; 50_000]);
+            if emptied.is_ok() {
+                break;
+            }
+        }
+    }
+}
