@@ -125,7 +125,7 @@ impl Qcow2 {
     async fn store_compressed(&self, layers: &Layers, at: u64, bytes: Vec<u8>) -> Result<()> {
         let end = at + self.geometry.cluster_size();
         let guard = self.ranges.lock(at..end, RangeMode::Exclusive).await;
-        self.check_inside(layers, at)?;
+        self.check_inside(layers, end)?;
         let hold = self.hold(layers);
         let stored = self.store_locked(layers, at, &bytes).await;
         hold.release();

@@ -136,7 +136,7 @@ impl Qcow2 {
             let position = self.position(at);
             let end = last.min(at + position.rest);
             let guard = self.ranges.lock(at..end, RangeMode::Exclusive).await;
-            self.check_inside(layers, at)?;
+            self.check_inside(layers, end)?;
             let hold = self.hold(layers);
             let erased = self.erase_step(layers, at, end, erase).await;
             hold.release();

@@ -1,9 +1,9 @@
 //! An image that holds nothing: what it was reads like its backing node, or as zeros.
 //!
-//! - **N1** All at once, where nothing but the disk uses clusters: the L1 table becomes empty,
+//! - **ME1** All at once, where nothing but the disk uses clusters: the L1 table becomes empty,
 //!   durably; only then do the refcounts, written whole, count nothing but the metadata that is
 //!   left. A crash in between leaves clusters that nobody uses, nothing worse.
-//! - **N2** Step by step otherwise (version 2, snapshots, bitmaps, encryption, an external data
+//! - **ME2** Step by step otherwise (version 2, snapshots, bitmaps, encryption, an external data
 //!   file): every cluster is dropped by itself.
 
 use super::Qcow2;
@@ -18,7 +18,8 @@ impl Qcow2 {
     ///
     /// # Errors
     ///
-    /// As for any write; some of the disk may be gone then, and the image is whole.
+    /// As for any write; some of the disk may be gone then, and the image is whole. When its
+    /// refcounts could not be written, it takes a flush before anything can be allocated.
     pub async fn make_empty(&self, io: &NodeIo) -> Result<()> {
         let layers = Layers::of(io)?;
         self.prepare_data(&layers).await?;
@@ -39,7 +40,7 @@ impl Qcow2 {
         self.flush(&layers).await
     }
 
-    /// Whether nothing but the disk and the tables uses clusters (N1).
+    /// Whether nothing but the disk and the tables uses clusters (ME1).
     async fn is_all_disk(&self) -> bool {
         let header = self.header.lock().await;
         self.version >= Version::V3
@@ -51,7 +52,7 @@ impl Qcow2 {
             && header.extensions.crypto_header.is_none()
     }
 
-    /// N1.
+    /// ME1.
     async fn empty_at_once(&self, layers: &Layers) -> Result<()> {
         let (offset, entries) = self.l1.place();
         for index in 0..entries {
@@ -62,11 +63,8 @@ impl Qcow2 {
         self.flush(layers).await?;
         // The tables that they are of are gone.
         self.slices.clear();
-        let (before, used) = self.refcounts.count_only((offset, entries * 8));
-        if let Err(error) = self.between_rounds(async || self.round(layers).await).await {
-            self.refcounts.recount(before);
-            return Err(error);
-        }
+        let used = self.refcounts.count_only((offset, entries * 8));
+        self.flush(layers).await?;
         self.discard_gaps(layers, &used).await;
         Ok(())
     }

@@ -311,6 +311,7 @@ impl Refcounts {
             allocation.dirty_entries.extend(&work.taken_entries);
             return Vec::new();
         }
+        allocation.unsettled = false;
         let bits = allocation.geometry.cluster_bits();
         let abandoned = std::mem::take(&mut allocation.abandoned);
         let mut unused: Vec<_> =
@@ -330,6 +331,11 @@ impl Refcounts {
 impl From<AllocationError> for Error {
     fn from(error: AllocationError) -> Error {
         match error {
+            AllocationError::Unsettled => {
+                let text = "the refcounts of an image that was made empty are not written yet: \
+                            flush it first";
+                Error::new(ErrorKind::Io, text)
+            }
             AllocationError::Full => {
                 let text = "the refcount table has its largest size: no more clusters";
                 Error::new(ErrorKind::NoSpace, text)

@@ -21,11 +21,12 @@ use blockplex_io::lock::RangeMode;
 use std::sync::atomic::Ordering;
 
 impl Qcow2 {
-    /// Fails a guest's change at `at` when the disk does not reach there any more (H1). With the
-    /// lock of the range.
-    pub(super) fn check_inside(&self, layers: &Layers, at: u64) -> Result<()> {
-        if layers.guest && at >= self.disk_size() {
-            let text = format!("guest offset {at:#x}: the disk ends before it by now");
+    /// Fails a guest's change of what lies before `end` when the disk does not have all these
+    /// clusters any more (H1). With the lock of the range.
+    pub(super) fn check_inside(&self, layers: &Layers, end: u64) -> Result<()> {
+        let disk = self.geometry.align_up(self.disk_size()).unwrap_or(u64::MAX);
+        if layers.guest && end > disk {
+            let text = format!("guest offset {end:#x}: the disk ends before it by now");
             return Err(Error::new(ErrorKind::OutOfRange, text));
         }
         Ok(())

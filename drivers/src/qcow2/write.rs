@@ -51,7 +51,7 @@ impl Qcow2 {
             let start = self.geometry.align_down(at);
             let end = self.geometry.align_up(at + part).unwrap_or(u64::MAX);
             let guard = self.ranges.lock(start..end, RangeMode::Exclusive).await;
-            self.check_inside(layers, at)?;
+            self.check_inside(layers, end)?;
             let hold = self.hold(layers);
             let part = vector.slice(done as usize, part as usize);
             let written = self.write_step(layers, at, part, guard).await;

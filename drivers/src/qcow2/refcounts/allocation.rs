@@ -42,6 +42,9 @@ pub(super) struct Allocation {
     pub(super) abandoned: Vec<(u64, u64)>,
     /// Where the next compressed cluster goes, in a host cluster that others are in (`packing`).
     pub(super) packing: Option<u64>,
+    /// The file still has refcount blocks, whole ones, that nothing here knows: no cluster may be
+    /// handed out before a write-back has ended that.
+    pub(super) unsettled: bool,
 }
 
 /// Host clusters in a row.
@@ -75,6 +78,8 @@ pub(in crate::qcow2) enum AllocationError {
     Uncounted(u64),
     /// The cluster at this offset has the largest refcount, which is this.
     Overflow(u64, u64),
+    /// The refcounts in the file are those of an image that was not yet made empty.
+    Unsettled,
 }
 
 impl Allocation {
@@ -100,11 +105,15 @@ impl Allocation {
             metadata: ClusterSet::default(),
             abandoned: Vec::new(),
             packing: None,
+            unsettled: false,
         }
     }
 
     /// Makes free clusters in a row used: at least one, at most `want`.
     pub(super) fn allocate(&mut self, want: u64) -> Attempt<HostRun> {
+        if self.unsettled {
+            return Attempt::Failed(AllocationError::Unsettled);
+        }
         let per_block = self.geometry.refcounts_per_block();
         loop {
             let cluster = self.hint;
@@ -158,6 +167,9 @@ impl Allocation {
 
     /// Makes `count` free clusters in a row at the end used.
     pub(super) fn allocate_tail(&mut self, count: u64) -> Attempt<HostRun> {
+        if self.unsettled {
+            return Attempt::Failed(AllocationError::Unsettled);
+        }
         loop {
             let entries = self.table.len() as u64;
             let plan = match self.plan_tail(count) {

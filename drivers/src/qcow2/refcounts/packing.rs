@@ -1,11 +1,11 @@
 //! Places for compressed clusters: byte after byte in host clusters that they share.
 //!
-//! - **K1** Every compressed cluster counts once in each host cluster that it has a byte in. So a
+//! - **PK1** Every compressed cluster counts once in each host cluster that it has a byte in. So a
 //!   host cluster becomes free when the last of them goes.
-//! - **K2** Packing goes on only in a host cluster that is counted, and ends with the cluster's
+//! - **PK2** Packing goes on only in a host cluster that is counted, and ends with the cluster's
 //!   last reference, or before its bytes are discarded: nobody is given a place in a cluster that
 //!   is free, or about to lose what it holds (Q04, Q08).
-//! - **K3** A place that reaches into a second host cluster gets the one that follows in the file,
+//! - **PK3** A place that reaches into a second host cluster gets the one that follows in the file,
 //!   when that is the next free one; else it begins in a cluster of its own.
 
 use super::allocation::{Allocation, Attempt};
@@ -63,7 +63,7 @@ impl Allocation {
         block.set(index, count + 1).is_ok()
     }
 
-    /// Ends packing in a cluster (K2).
+    /// Ends packing in a cluster (PK2).
     pub(super) fn stop_packing_in(&mut self, cluster: u64) {
         if self.packing.is_some_and(|at| at >> self.geometry.cluster_bits() == cluster) {
             self.packing = None;

@@ -16,12 +16,6 @@ pub(in crate::qcow2) struct DroppedBlock {
     pub(in crate::qcow2) counts_itself: bool,
 }
 
-/// What the refcounts were before everything was dropped.
-pub(in crate::qcow2) struct Before {
-    table: Vec<u64>,
-    metadata: super::cluster_set::ClusterSet,
-}
-
 impl Refcounts {
     /// Takes the blocks at the end of the table that count nothing but themselves out of it. When
     /// the table is not written, they must be put back.
@@ -71,27 +65,10 @@ impl Refcounts {
     }
 
     /// Counts nothing but the header, the table, `kept` (offset and bytes) and the blocks that
-    /// this takes; gives what was before, and the clusters that are in use now, in order. To be
-    /// written, or undone, before anything is allocated.
-    pub(in crate::qcow2) fn count_only(&self, kept: (u64, u64)) -> (Before, Vec<u64>) {
-        let mut allocation = self.allocation.lock();
-        let before =
-            Before { table: allocation.table.clone(), metadata: allocation.metadata.clone() };
-        let clusters = allocation.count_only(kept);
-        (before, clusters)
-    }
-
-    /// Undoes [`Refcounts::count_only`]: the blocks are what the file says they are.
-    pub(in crate::qcow2) fn recount(&self, before: Before) {
-        let mut allocation = self.allocation.lock();
-        let changed = (0..)
-            .zip(&before.table)
-            .filter(|(index, entry)| allocation.table.get(*index as usize) != Some(*entry));
-        let changed: Vec<u64> = changed.map(|(index, _)| index).collect();
-        allocation.dirty_entries.extend(changed);
-        allocation.table = before.table;
-        allocation.metadata = before.metadata;
-        allocation.forget_blocks();
+    /// this takes; gives the clusters that are in use now, in order. Nothing is handed out before
+    /// that is written.
+    pub(in crate::qcow2) fn count_only(&self, kept: (u64, u64)) -> Vec<u64> {
+        self.allocation.lock().count_only(kept)
     }
 }
 
@@ -184,7 +161,7 @@ impl Allocation {
             self.insert_block(index, block);
         }
         self.metadata = used.iter().copied().collect();
-        (self.hint, self.packing) = (1, None);
+        (self.hint, self.packing, self.unsettled) = (1, None, true);
         used.into_iter().collect()
     }
 

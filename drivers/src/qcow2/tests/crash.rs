@@ -166,7 +166,7 @@ fn write_compressed(
 
 /// The file after a crash when `cut` operations had been done: all that was flushed, and some of
 /// the rest.
-fn crashed(base: &[u8], journal: &[Event], random: &mut Random) -> Volume {
+pub(super) fn crashed(base: &[u8], journal: &[Event], random: &mut Random) -> Volume {
     let volume = Volume::new(base);
     let durable = journal.iter().rposition(|event| *event == Event::Flush).unwrap_or(0);
     for (at, event) in journal.iter().enumerate() {
