@@ -74,7 +74,8 @@ impl Raw {
         Ok(Outcome::Done)
     }
 
-    fn has_window(&self) -> bool {
+    /// Whether it shows a part of its file only.
+    pub fn has_window(&self) -> bool {
         self.offset != 0 || self.size.is_some()
     }
 }

@@ -3,7 +3,15 @@
 //!
 //! Each command is a page of its own, with a [`Command`] that stands in [`COMMANDS`].
 
+mod bench;
+mod compare;
+mod convert;
 mod create;
+mod disk;
+mod lanes;
+mod progress;
+mod rate;
+mod zeroes;
 
 use std::process::ExitCode;
 
@@ -22,7 +30,7 @@ pub struct Command {
     pub summary: &'static str,
 }
 
-const COMMANDS: &[Command] = &[create::COMMAND];
+const COMMANDS: &[Command] = &[bench::COMMAND, compare::COMMAND, convert::COMMAND, create::COMMAND];
 
 const OPTIONS: &[Opt] = &[opt("help", 'h'), opt("version", 'V'), with("trace", 'T')];
 

@@ -311,7 +311,10 @@ impl<'a> Sender<'a> {
         while self.in_flight < self.load.depth && self.in_flight < self.left {
             // With drains, no request goes over the next flush.
             let after = self.left - self.in_flight;
-            if self.load.drain && interval > 0 && self.in_flight > 0 && after.is_multiple_of(interval)
+            if self.load.drain
+                && interval > 0
+                && self.in_flight > 0
+                && after.is_multiple_of(interval)
             {
                 break;
             }

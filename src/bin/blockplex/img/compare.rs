@@ -162,7 +162,8 @@ fn compare_open(
         let progress = progress.clone();
         move |bytes| progress.add(bytes, whole)
     };
-    let both = Comparison::of_both(first.clone(), second.clone(), end, options.strict, moved(progress));
+    let both =
+        Comparison::of_both(first.clone(), second.clone(), end, options.strict, moved(progress));
     let mut found = both.run()?;
     if found.is_none() && end < whole {
         say("Warning: Image size mismatch!");

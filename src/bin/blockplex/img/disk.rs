@@ -116,12 +116,13 @@ impl OpenDisk {
         (lanes::whole_again(whole), result)
     }
 
-    /// Makes a range read as zeros.
+    /// Makes a range read as zeros; its space may be given back.
     ///
     /// # Errors
     /// The request's own.
     pub async fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), Error> {
         let inside = self.inside(offset, length);
-        lanes::perform(&self.queue, Request::write_zeroes(offset, inside)).await
+        let request = Request::write_zeroes(offset, inside).may_unmap();
+        lanes::perform(&self.queue, request).await
     }
 }

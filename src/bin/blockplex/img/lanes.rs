@@ -8,7 +8,9 @@ use std::future::Future;
 use std::num::NonZero;
 use std::thread::available_parallelism;
 
-use blockplex::{Error, ErrorKind, IoBuffer, IoThread, Local, LoopConfig, Queue, Request, block_on};
+use blockplex::{
+    Error, ErrorKind, IoBuffer, IoThread, Local, LoopConfig, Queue, Request, block_on,
+};
 
 /// Runs `count` lanes to their end; the error of the first lane, by number, that has one.
 ///

@@ -18,12 +18,14 @@ use blockplex::io::lock::CoMutex;
 use blockplex::{Error, IoBuffer, Local};
 use parking_lot::Mutex;
 
+use super::offload::Offload;
 use super::turn::Turn;
 use super::walk::{Chunk, Kind, Walk};
 use crate::img::disk::{Disk, OpenDisk, SECTOR};
 use crate::img::lanes;
 use crate::img::rate::RateLimit;
 use crate::img::zeroes::Sparse;
+use crate::tool::message::strerror;
 
 /// One of the images to copy.
 #[derive(Debug)]
@@ -50,7 +52,6 @@ pub struct TargetBacking {
 }
 
 /// How to copy.
-#[derive(Debug)]
 pub struct How {
     /// Chunks in flight.
     pub lanes: usize,
@@ -72,6 +73,8 @@ pub struct How {
     pub zero_init: bool,
     /// Bytes a second at most.
     pub rate: Option<u64>,
+    /// Lets the file system copy.
+    pub offload: Option<Offload>,
 }
 
 /// What a copy was doing when it failed.
@@ -107,6 +110,8 @@ impl std::error::Error for CopyError {}
 
 /// A copy. See the page.
 pub struct Copy {
+    /// What warnings begin with.
+    name: String,
     sources: Vec<Source>,
     total: u64,
     target: Disk,
@@ -123,12 +128,14 @@ impl Copy {
     /// A copy of the sources, which lie one after the other from 0 on. `progress` is told of the
     /// bytes of data that have been taken on, from any thread.
     pub fn new(
+        name: String,
         sources: Vec<Source>,
         target: Disk,
         how: How,
         progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> Copy {
         Copy {
+            name,
             total: sources.last().map_or(0, Source::end),
             sources,
             target,
@@ -197,7 +204,7 @@ impl Copy {
     /// Says what was passed over.
     pub fn warn(&self, text: fmt::Arguments<'_>) {
         if !self.how.quiet {
-            eprintln!("blockplex img: warning: {text}");
+            eprintln!("{}: warning: {text}", self.name);
         }
     }
 
@@ -271,6 +278,7 @@ impl Lane<'_> {
             let Some(mut chunk) = chunk else { break };
             let cost = copy.cost(&chunk);
             match chunk.kind {
+                Kind::Data if self.offload(&chunk).await => chunk.kind = Kind::Backed,
                 Kind::Data => self.read(&chunk).await?,
                 Kind::Zero if copy.how.sparse.is_none() => {
                     self.room(chunk.length as usize);
@@ -289,6 +297,13 @@ impl Lane<'_> {
             (copy.progress)(cost);
         }
         Ok(())
+    }
+
+    /// Whether the file system has copied a chunk.
+    async fn offload(&self, chunk: &Chunk) -> bool {
+        let Some(offload) = &self.copy.how.offload else { return false };
+        let inside = self.sources[0].inside(chunk.offset, chunk.length) == chunk.length;
+        inside && offload.copy(&self.local, chunk.offset, chunk.length).await
     }
 
     /// Makes the buffer at least `length` long.
@@ -327,8 +342,7 @@ impl Lane<'_> {
         length: u64,
     ) -> Result<(), Error> {
         let buffer = std::mem::replace(&mut self.buffer, IoBuffer::zeroed(0));
-        let (buffer, result) =
-            self.sources[index].read(inside, buffer, at, length as usize).await;
+        let (buffer, result) = self.sources[index].read(inside, buffer, at, length as usize).await;
         self.buffer = buffer;
         result
     }
@@ -404,9 +418,5 @@ impl Lane<'_> {
 
 /// The text of an error's errno.
 pub fn reason(error: &Error) -> String {
-    let text = std::io::Error::from_raw_os_error(error.errno()).to_string();
-    match text.find(" (os error ") {
-        Some(end) => text[..end].to_owned(),
-        None => text,
-    }
+    strerror(error.errno())
 }
