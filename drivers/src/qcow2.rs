@@ -26,6 +26,7 @@
 //! | `writeback` | the order in which metadata reaches the disk |
 //! | `snapshot` | internal snapshots, and the VM state that they have |
 //! | `integrity` | the first write, and damaged images |
+//! | [`amend`] | changing what an image was created with |
 //! | [`check`] | finding and repairing damage, on the file of an image that is not open |
 //! | `header_update` | changing the header of an open image |
 //!
@@ -57,6 +58,7 @@
 //! turn of a slice, the write-back turn, the header, the loading turn of refcount blocks; then
 //! mutexes that are held for some instructions.
 
+pub mod amend;
 pub mod check;
 pub mod codec;
 mod compressed_write;

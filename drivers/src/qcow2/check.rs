@@ -34,13 +34,14 @@ mod copied;
 pub(in crate::qcow2) mod counters;
 pub(in crate::qcow2) mod image;
 pub(in crate::qcow2) mod rebuild;
-mod references;
+pub(in crate::qcow2) mod references;
 mod repair;
 mod report;
 mod snapshots;
 
 pub use report::{CheckMessage, CheckReport};
 
+use super::geometry::Geometry;
 use super::header::feature;
 use blockplex_graph::{Child, Error, ErrorKind, Result};
 use compare::Counted;
@@ -85,10 +86,8 @@ pub async fn check(file: &Child, options: CheckOptions) -> Result<CheckReport> {
         total_clusters: image.geometry.clusters_for(image.header.size),
         ..CheckReport::default()
     };
-    let mut references = References::collect(&image, &mut report).await?;
-    let counted = Counted::compare(&image, &mut references, &mut report).await?;
+    let mut work = Work::begin(&image, &mut report).await?;
     let fix = plan(options.fix, &mut report);
-    let mut work = Work { image: &image, references, counted };
     let result = match fix {
         Fix::None => work.pass(Against::Refcounts).run(&mut report, false).await,
         Fix::Leaks => work.fix_leaks(&mut report).await,
@@ -118,14 +117,39 @@ fn plan(wanted: Fix, report: &mut CheckReport) -> Fix {
     wanted
 }
 
-/// A repair under way.
-struct Work<'a> {
-    image: &'a Image<'a>,
-    references: References,
+/// An image whose references and refcounts are known, and what can be done with it.
+pub(in crate::qcow2) struct Work<'a> {
+    pub(in crate::qcow2) image: &'a Image<'a>,
+    pub(in crate::qcow2) references: References,
     counted: Counted,
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    async fn begin(image: &'a Image<'a>, report: &mut CheckReport) -> Result<Work<'a>> {
+        let mut references = References::collect(image, report).await?;
+        let counted = Counted::compare(image, &mut references, report).await?;
+        Ok(Work { image, references, counted })
+    }
+
+    /// The same of an image that has no damage, leaks aside.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`: it has, and is not changed before it was repaired.
+    pub(in crate::qcow2) async fn of_sound(image: &'a Image<'a>) -> Result<Work<'a>> {
+        let mut report = CheckReport::default();
+        let work = Work::begin(image, &mut report).await?;
+        // An entry of a snapshot that is only short is no damage of what is to be changed.
+        let damage = report.findings().find(|finding| !is_leak(finding) && !is_short(finding));
+        match damage {
+            None => Ok(work),
+            Some(finding) => {
+                let text = format!("the image must be repaired first: {finding}");
+                Err(Error::new(ErrorKind::Corrupt, text))
+            }
+        }
+    }
+
     fn pass(&self, against: Against) -> Pass<'_> {
         let Work { image, references, counted } = self;
         Pass { image, references, counted, against }
@@ -171,22 +195,34 @@ impl Work<'_> {
     }
 
     async fn rebuild(&mut self, report: &mut CheckReport) -> Result<HeaderChange> {
-        let References { counters, snapshots, snapshot_table, .. } = &mut self.references;
+        let table = self.references.snapshots;
+        if table.is_to_be_written {
+            report.say_repaired(is_of_snapshots);
+        }
+        self.restructure(&self.image.geometry, table.is_to_be_written).await
+    }
+
+    /// Writes the refcount structure anew, with the width of `geometry`, and the snapshot table too
+    /// if `snapshots`. Nothing of it is the image's before the header is changed as this says.
+    pub(in crate::qcow2) async fn restructure(
+        &mut self,
+        geometry: &Geometry,
+        snapshots: bool,
+    ) -> Result<HeaderChange> {
+        let References { counters, snapshots: table, snapshot_table, .. } = &mut self.references;
         let mut used_end = counters.last_counted().map_or(0, |last| last + 1);
         for cluster in &self.counted.own {
             counters.set(*cluster, counters.get(*cluster).saturating_sub(1));
             used_end = used_end.max(cluster + 1);
         }
-        let mut table = None;
-        if snapshots.is_to_be_written {
-            report.say_repaired(is_of_snapshots);
-            table = Some((snapshots.count, snapshots::rewritten(self.image, *snapshots).await?));
+        let mut entries = None;
+        if snapshots {
+            entries = Some((table.count, snapshots::rewritten(self.image, *table).await?));
             for cluster in snapshot_table.clone() {
                 counters.set(cluster, counters.get(cluster).saturating_sub(1));
             }
         }
-        let geometry = &self.image.geometry;
-        rebuild::write_structure(self.image, geometry, counters, used_end, table).await
+        rebuild::write_structure(self.image, geometry, counters, used_end, entries).await
     }
 
     /// K5.
@@ -202,6 +238,10 @@ impl Work<'_> {
 
 fn is_leak(finding: &Finding) -> bool {
     matches!(finding, Finding::Cluster { refcount, reference, .. } if refcount > reference)
+}
+
+fn is_short(finding: &Finding) -> bool {
+    matches!(finding, Finding::SnapshotIncomplete(_))
 }
 
 fn is_of_snapshots(finding: &Finding) -> bool {

@@ -1,5 +1,6 @@
 //! The driver as a whole, against the peer.
 
+mod amend;
 mod basics;
 mod check;
 mod compressed;

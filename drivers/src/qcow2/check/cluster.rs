@@ -91,6 +91,7 @@ pub(super) fn collect(
         match entry.kind(image) {
             Kind::Nothing => look_at_nothing(image, report, entry),
             Kind::Compressed { host, length } => {
+                references.has_compressed = true;
                 if look_at_compressed(image, report, entry, host) {
                     references.refer_data(image, report, host, length, used.uses);
                     report.allocated_clusters += used.active;

@@ -23,24 +23,24 @@ pub(super) const COPIED: u64 = 1 << 63;
 
 /// Who refers to an L2 table.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct TableUse {
+pub(in crate::qcow2) struct TableUse {
     /// All L1 entries that do.
-    pub(super) uses: u64,
+    pub(in crate::qcow2) uses: u64,
     /// Those of the disk itself.
-    pub(super) active: u64,
+    pub(in crate::qcow2) active: u64,
     /// The last of those.
     pub(super) index: u64,
 }
 
 /// See the page.
 #[derive(Default)]
-pub(super) struct References {
+pub(in crate::qcow2) struct References {
     /// How often each cluster is referred to.
-    pub(super) counters: Counters,
+    pub(in crate::qcow2) counters: Counters,
     /// Clusters of structures.
     structures: Marks,
     /// The L2 tables.
-    pub(super) tables: BTreeMap<u64, TableUse>,
+    pub(in crate::qcow2) tables: BTreeMap<u64, TableUse>,
     /// The refcount table lies in the file, and nothing else there.
     pub(super) has_refcount_table: bool,
     pub(super) snapshots: snapshots::Table,
@@ -48,6 +48,8 @@ pub(super) struct References {
     pub(super) snapshot_table: std::ops::Range<u64>,
     /// Offset and entries of the tables of the persistent bitmaps.
     pub(super) bitmap_tables: Vec<(u64, u64)>,
+    /// There are compressed clusters.
+    pub(in crate::qcow2) has_compressed: bool,
     /// The entry of some zero cluster has a place where no cluster is.
     pub(super) has_misplaced_zeroes: bool,
 }

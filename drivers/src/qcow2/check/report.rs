@@ -104,6 +104,12 @@ impl fmt::Display for CheckMessage {
     }
 }
 
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(false, f)
+    }
+}
+
 impl Finding {
     fn write(&self, repaired: bool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verb = match self.weight() {

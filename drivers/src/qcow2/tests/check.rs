@@ -9,14 +9,14 @@ use blockplex_graph::ErrorKind;
 use std::process::Command;
 
 /// What the peer's check says: how it exits, and the numbers.
-struct Peer {
-    exit: u8,
+pub(super) struct Peer {
+    pub(super) exit: u8,
     numbers: serde_json::Value,
-    lines: Vec<String>,
+    pub(super) lines: Vec<String>,
 }
 
 impl Peer {
-    fn check(path: &str) -> Peer {
+    pub(super) fn check(path: &str) -> Peer {
         let arguments = ["check", "-f", "qcow2", "--output=json", path];
         let output = Command::new("qemu-img").args(arguments).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
@@ -32,11 +32,11 @@ impl Peer {
     }
 }
 
-fn checked(volume: &Volume, fix: Fix) -> CheckReport {
+pub(super) fn checked(volume: &Volume, fix: Fix) -> CheckReport {
     with_file(volume, async |file| check(file, CheckOptions { fix }).await).unwrap()
 }
 
-fn lines(report: &CheckReport) -> Vec<String> {
+pub(super) fn lines(report: &CheckReport) -> Vec<String> {
     report.messages.iter().map(ToString::to_string).collect()
 }
 
