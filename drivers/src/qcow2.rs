@@ -21,7 +21,9 @@
 //! | `lookup`, `slice_cache`, `slice`, `l1_table`, `loader` | the mapping in memory |
 //! | `read`, `write`, `compressed_write`, `erase`, `status`, `resize`, `shrink`, `preallocate` | the requests |
 //! | `make_empty` | dropping everything that an image has |
+//! | `subclusters` | extended L2 entries: look-up and writes by subclusters |
 //! | `data_file` | where the guest's clusters are: the file, or an external data file |
+//! | `discard` | which discards reach the file |
 //! | `refcounts`, `limbo` | free clusters, those on their way to being free, and how far the file reaches |
 //! | `writeback` | the order in which metadata reaches the disk |
 //! | `snapshot` | internal snapshots, and the VM state that they have |
@@ -40,6 +42,7 @@
 //! | [`geometry`] | cluster arithmetic: what a guest or host offset means in tables |
 //! | [`entry`] | one L1, L2 or refcount-table entry |
 //! | [`snapshot_table`] | the entries of the snapshot table |
+//! | [`subcluster`] | the second word of an extended L2 entry |
 //! | [`refcount_block`] | one refcount of 1 to 64 bits in a block |
 //! | [`codec`] | compressed clusters |
 //! | [`image_layout`] | the bytes of a fresh image |
@@ -64,6 +67,7 @@ pub mod codec;
 mod compressed_write;
 mod create;
 mod data_file;
+mod discard;
 mod driver;
 pub mod entry;
 mod erase;
@@ -93,6 +97,8 @@ mod slice_cache;
 mod snapshot;
 pub mod snapshot_table;
 mod status;
+pub mod subcluster;
+mod subclusters;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -109,6 +115,7 @@ use blockplex_drain::Grace;
 use blockplex_io::lock::{CoMutex, RangeLock};
 use codec::{Compressor, Decompressor};
 use data_file::ExternalData;
+use discard::DiscardRules;
 use entry::Version;
 use geometry::Geometry;
 use header::Header;
@@ -152,6 +159,7 @@ pub struct Qcow2 {
     /// Who was told of host clusters.
     grace: Grace,
     limbo: Limbo,
+    discards: Arc<DiscardRules>,
     /// Guest clusters whose mapping is being changed.
     ranges: RangeLock,
     rounds: Rounds,

@@ -20,6 +20,8 @@
 //! * In steady state nothing is allocated: waiters live in a slab that keeps the size of the
 //!   longest queue there ever was (`lock/wait_list.rs`).
 //!
+//! [`SequenceCount`] is no coroutine lock and makes nobody wait: it lets several words be read as one.
+//!
 //! What is deliberately not here: no spinning (the holder may await I/O), no lock-free list (the
 //! contended path is dominated by the wake-up), no poisoning (a panic unwinds through the guard
 //! and unlocks), no recursion (a task that locks a lock it holds waits for ever) and no owner
@@ -29,6 +31,7 @@ mod mutex;
 mod queue;
 mod range;
 mod rwlock;
+mod sequence;
 #[cfg(all(test, not(loom)))]
 mod testing;
 mod wait_list;
@@ -37,3 +40,4 @@ pub use mutex::{CoMutex, CoMutexGuard};
 pub use queue::{CoQueue, CoQueueWait};
 pub use range::{RangeGuard, RangeLock, RangeMode, RangeToken};
 pub use rwlock::{CoRwLock, CoRwLockReadGuard, CoRwLockWriteGuard};
+pub use sequence::SequenceCount;

@@ -361,6 +361,10 @@ fn take_settings(tree: &mut OptionTree) -> Result<Qcow2Options> {
         l2_cache_size: tree.take_size("l2-cache-size").map_err(invalid)?,
         l2_cache_entry_size: tree.take_size("l2-cache-entry-size").map_err(invalid)?,
         refcount_cache_size: tree.take_size("refcount-cache-size").map_err(invalid)?,
+        pass_discard_request: tree.take_bool("pass-discard-request").map_err(invalid)?,
+        pass_discard_snapshot: tree.take_bool("pass-discard-snapshot").map_err(invalid)?,
+        pass_discard_other: tree.take_bool("pass-discard-other").map_err(invalid)?,
+        discard_no_unref: tree.take_bool("discard-no-unref").map_err(invalid)?,
         without_data_file: false,
     })
 }

@@ -20,6 +20,7 @@ use super::join::join_all;
 use super::layers::Layers;
 use super::lookup::Place;
 use super::slice::SliceNumber;
+use super::subcluster::Subclusters;
 use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, Preallocation, RequestFlags, Result};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::lock::{CoMutex, RangeMode};
@@ -234,11 +235,17 @@ impl Qcow2 {
         self.slices.change(&slice, |editor| {
             for (step, index) in (0..count).zip(first..) {
                 let host = start + (step << self.geometry.cluster_bits());
-                let is_free = self.decode(&slice, index, editor.get(index)) == Place::Unallocated;
+                let is_free = match self.geometry.extended_l2() {
+                    true => editor.pair(index) == (0, 0),
+                    false => self.decode(&slice, index, editor.get(index)) == Place::Unallocated,
+                };
                 let cluster = Cluster::Normal { host, copied: true };
                 // An offset past 2^56 cannot be: the disk is smaller.
                 if is_free && let Ok(raw) = L2Entry::encode(cluster, &self.geometry, self.version) {
-                    editor.set(index, raw);
+                    match self.geometry.extended_l2() {
+                        true => editor.set_pair(index, raw, Subclusters::ALL_DATA.word()),
+                        false => editor.set(index, raw),
+                    }
                 }
             }
         });

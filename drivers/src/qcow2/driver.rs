@@ -1,6 +1,7 @@
 //! The driver contract: tier 1, and who serves what in tier 2.
 
 use super::Qcow2;
+use super::discard::DiscardRules;
 use super::layers::{Layers, NOWHERE};
 use super::lookup::Place;
 use super::open::{CacheSizes, Qcow2Options};
@@ -107,8 +108,8 @@ impl Driver for Qcow2 {
     }
 
     fn limits(&self) -> Limits {
-        let cluster = self.geometry.cluster_size() as u32;
-        Limits { write_zeroes_alignment: cluster, discard_alignment: cluster, ..Limits::UNLIMITED }
+        let unit = self.geometry.subcluster_size() as u32;
+        Limits { write_zeroes_alignment: unit, discard_alignment: unit, ..Limits::UNLIMITED }
     }
 
     fn child_access(&self, role: Role, parents: Access) -> Access {
@@ -144,7 +145,7 @@ impl Driver for Qcow2 {
         Box::pin(self.serve_request(io, request))
     }
 
-    /// Takes a [`Qcow2Options`]: the sizes of the caches change.
+    /// Takes a [`Qcow2Options`]: the sizes of the caches and the rules for discards change.
     fn reopen<'a>(
         &'a self,
         _io: &'a NodeIo,
@@ -156,8 +157,11 @@ impl Driver for Qcow2 {
                 return Err(Error::new(ErrorKind::InvalidArgument, text));
             };
             let sizes = self.new_cache_sizes(&options)?;
+            DiscardRules::check(&options, self.version)?;
             let (slices, refcounts) = (self.slices.clone(), self.refcounts.clone());
-            Ok(Box::new(NewSizes { slices, refcounts, sizes }) as Box<dyn PreparedReopen>)
+            let (discards, rules) = (self.discards.clone(), DiscardRules::new(&options));
+            Ok(Box::new(NewSettings { slices, refcounts, sizes, discards, rules })
+                as Box<dyn PreparedReopen>)
         })
     }
 
@@ -166,16 +170,19 @@ impl Driver for Qcow2 {
     }
 }
 
-/// Caches of other sizes, prepared.
-struct NewSizes {
+/// Caches of other sizes and other rules, prepared.
+struct NewSettings {
     slices: Arc<SliceCache>,
     refcounts: Arc<Refcounts>,
     sizes: CacheSizes,
+    discards: Arc<DiscardRules>,
+    rules: DiscardRules,
 }
 
-impl PreparedReopen for NewSizes {
+impl PreparedReopen for NewSettings {
     fn commit(self: Box<Self>) {
         self.slices.set_capacity(self.sizes.slices);
         self.refcounts.set_cache_bytes(self.sizes.refcounts);
+        self.discards.set(&self.rules);
     }
 }

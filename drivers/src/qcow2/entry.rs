@@ -14,7 +14,7 @@
 //! | L1, L2 | offset 0 but COPIED (T05, T07) | corrupt: no cluster, yet "its refcount is 1"; with an external data file: the cluster at its start |
 //! | L2 | compressed, with an external data file | corrupt: such a file has nothing but plain clusters |
 //! | L2 | zero bit in version 2 (T10) | corrupt: version 2 has no such bit |
-//! | L2 | zero bit with extended L2 | corrupt: subclusters have their own |
+//! | L2 | zero bit with extended L2 | corrupt: subclusters have their own, see [`subcluster`](super::subcluster) |
 //! | L2 | compressed and COPIED (T15b) | corrupt: a compressed cluster is never written in place |
 //! | L2 | compressed, inside the header cluster (T15d) | cluster unreadable |
 //! | L2 | compressed, past what an offset may be (T15c) | cluster unreadable |
@@ -72,6 +72,12 @@ pub enum EntryRule {
     CompressedCopied,
     /// An external data file has no compressed clusters.
     CompressedExternal,
+    /// A compressed cluster has no subclusters; the second word.
+    CompressedSubclusters(u64),
+    /// A subcluster is allocated or zero, not both; the second word.
+    SubclusterBoth(u64),
+    /// A subcluster is allocated only where its cluster has a place; the second word.
+    SubclusterNowhere(u64),
     /// A compressed cluster is not in the header cluster.
     CompressedInHeader,
     /// A compressed cluster has at least one byte and at most two clusters' worth of sectors.
@@ -116,6 +122,15 @@ impl fmt::Display for EntryError {
             EntryRule::TooFar => f.write_str("points past 2^56"),
             EntryRule::CopiedNothing => f.write_str("has the COPIED flag but no cluster"),
             EntryRule::ZeroFlag => f.write_str("has a zero flag, which this image cannot have"),
+            EntryRule::CompressedSubclusters(word) => {
+                write!(f, "is compressed and has subclusters {word:#018x}")
+            }
+            EntryRule::SubclusterBoth(word) => {
+                write!(f, "has subclusters {word:#018x} that are both allocated and zero")
+            }
+            EntryRule::SubclusterNowhere(word) => {
+                write!(f, "has allocated subclusters {word:#018x} but no cluster")
+            }
             EntryRule::CompressedExternal => {
                 f.write_str("is compressed, which an external data file cannot have")
             }

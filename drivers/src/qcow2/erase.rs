@@ -8,22 +8,31 @@
 //! | data, its own | zero, keeps its host cluster | zero, freed | zero, freed |
 //! | data, shared; compressed | zero, freed | zero, freed | zero, freed |
 //!
+//! With `discard-no-unref` clusters of the image's own are kept in all three columns, and the file is
+//! told of a hole. With extended L2 all this holds for subclusters; a cluster gives its place back with
+//! the last of its allocated subclusters, and a part of a compressed cluster is written over.
+//!
+//! A hole in a place that stays is made under the range lock and before the entry changes: later it
+//! could hit what was written there meanwhile (Q08).
+//!
 //! What lies past a new end of the disk, and everything when an image is emptied, is *dropped*: it
 //! becomes unallocated, in any version.
 //!
 //! Version 2 has no zero clusters: there write-zeroes is left to the request path unless there is
 //! nothing to do, and a discard unallocates, unless a backing node would shine through.
-//! Parts of clusters are written (write-zeroes) or left alone (discard).
+//! Parts of units are written (write-zeroes) or left alone (discard).
+
+mod plan;
 
 use super::Qcow2;
-use super::entry::{Cluster, L2Entry, Version};
+use super::discard::DiscardReason;
+use super::entry::Version;
 use super::layers::Layers;
-use super::lookup::{Fault, Place};
-use super::slice::Slice;
+use super::lookup::Place;
 use blockplex_graph::{Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::lock::RangeMode;
-use std::sync::Arc;
+use plan::Manner;
 
 /// What is done to whole clusters.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,7 +61,7 @@ impl Qcow2 {
         if self.version < Version::V3 {
             return Ok(());
         }
-        let (first, last) = self.whole_clusters(offset, end);
+        let (first, last) = self.whole_units(offset, end);
         if first >= last {
             self.zero_part(layers, offset, end).await?;
         } else {
@@ -64,10 +73,10 @@ impl Qcow2 {
         self.relieve(layers).await
     }
 
-    /// Discards the whole clusters of a range.
+    /// Discards the whole units of a range.
     pub(super) async fn discard(&self, layers: &Layers, offset: u64, length: u64) -> Result<()> {
         self.prepare_data(layers).await?;
-        let (first, last) = self.whole_clusters(offset, offset + length);
+        let (first, last) = self.whole_units(offset, offset + length);
         // What the image does not name, the backing node would show.
         if first < last && (self.version >= Version::V3 || layers.backing.is_none()) {
             self.erase_clusters(layers, first, last, Erase::Discard).await?;
@@ -75,14 +84,15 @@ impl Qcow2 {
         self.relieve(layers).await
     }
 
-    /// The whole clusters of a range; the last one of the disk counts as whole when the range
-    /// reaches the end of the disk.
-    fn whole_clusters(&self, offset: u64, end: u64) -> (u64, u64) {
-        let first = self.geometry.align_up(offset).unwrap_or(u64::MAX);
+    /// The whole units (clusters, or subclusters) of a range; the last cluster of the disk counts as
+    /// whole when the range reaches the end of the disk.
+    fn whole_units(&self, offset: u64, end: u64) -> (u64, u64) {
+        let unit = self.geometry.subcluster_size();
+        let first = offset.checked_next_multiple_of(unit).unwrap_or(u64::MAX);
         let last = if end >= self.disk_size() {
             self.geometry.align_up(end).unwrap_or(u64::MAX)
         } else {
-            self.geometry.align_down(end)
+            end & !(unit - 1)
         };
         (first, last)
     }
@@ -135,90 +145,80 @@ impl Qcow2 {
         while at < last {
             let position = self.position(at);
             let end = last.min(at + position.rest);
-            let guard = self.ranges.lock(at..end, RangeMode::Exclusive).await;
+            let whole =
+                self.geometry.align_down(at)..self.geometry.align_up(end).unwrap_or(u64::MAX);
+            let guard = self.ranges.lock(whole, RangeMode::Exclusive).await;
             self.check_inside(layers, end)?;
             let hold = self.hold(layers);
-            let erased = self.erase_step(layers, at, end, erase).await;
+            let erased = self.erase_step(layers, (at, end), erase).await;
             hold.release();
             drop(guard);
-            erased?;
+            for (start, end) in erased? {
+                if erase != Erase::Discard {
+                    self.zero_part(layers, start, end).await?;
+                }
+            }
             self.relieve(layers).await?;
             at = end;
         }
         Ok(())
     }
 
-    /// Erases whole clusters of one slice, whose range is locked.
+    /// Erases whole units of one slice, whose range is locked. Gives guest ranges that can only be
+    /// written over.
     pub(super) async fn erase_step(
         &self,
         layers: &Layers,
-        at: u64,
-        end: u64,
+        (at, end): (u64, u64),
         erase: Erase,
-    ) -> Result<()> {
+    ) -> Result<Vec<(u64, u64)>> {
         let extent = self.look_up(at, end - at);
         let nothing = layers.backing.is_none() && extent.place == Place::Unallocated;
         if nothing && extent.length == end - at {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let position = self.position(at);
-        let slice = self.own_slice(layers, position.number).await?;
-        let count = self.geometry.clusters_for(end - at) as usize;
-        let has_backing = layers.backing.is_some();
-        self.erase_data(layers, (at, end), erase != Erase::Zero).await?;
-        let old = match self.erase_entries(&slice, position.index, count, (erase, has_backing)) {
-            Ok(old) => old,
+        let slice = self.own_slice(layers, self.position(at).number).await?;
+        let manner = Manner {
+            erase,
+            has_backing: layers.backing.is_some(),
+            keep: erase != Erase::Drop && self.discards.keeps_places(),
+        };
+        let plan = match self.plan_erasure(&slice, (at, end), manner) {
+            Ok(plan) => plan,
             Err(fault) => return Err(self.fail_at(layers, at, fault).await),
         };
-        for raw in old {
-            self.free_entry(raw, 0, erase != Erase::Zero);
+        let passes = match erase {
+            Erase::Zero => false,
+            Erase::Unmap | Erase::Discard => self.passes_discard(DiscardReason::Request),
+            Erase::Drop => true,
+        };
+        self.erase_data(layers, (at, end), passes).await?;
+        if passes && self.external.is_none() {
+            punch(layers, &plan.holes).await;
         }
-        Ok(())
-    }
-
-    /// Changes the entries; gives those whose clusters are free now. Changes nothing on an error.
-    fn erase_entries(
-        &self,
-        slice: &Arc<Slice>,
-        index: usize,
-        count: usize,
-        (erase, has_backing): (Erase, bool),
-    ) -> Result<Vec<u64>, Fault> {
-        for at in index..index + count {
-            if let Place::Bad(fault) = self.decode(slice, at, slice.entry(at)) {
-                return Err(fault);
-            }
-        }
-        let mut freed = Vec::new();
-        self.slices.change(slice, |editor| {
-            for at in index..index + count {
-                let old = editor.get(at);
-                let Some(new) = self.erased(old, erase, has_backing) else { continue };
-                // A version 2 entry has no zero flag: what cannot be encoded stays as it is.
-                let Ok(raw) = L2Entry::encode(new, &self.geometry, self.version) else { continue };
-                editor.set(at, raw);
-                if !matches!(new, Cluster::Zero { host: Some(_), .. }) {
-                    freed.push(old);
+        let extended = self.geometry.extended_l2();
+        self.slices.change(&slice, |editor| {
+            for (index, raw, word) in plan.changes {
+                if extended {
+                    editor.set_pair(index, raw, word);
+                } else {
+                    editor.set(index, raw);
                 }
             }
         });
-        Ok(freed)
+        for raw in plan.freed {
+            self.free_entry(raw, 0, passes);
+        }
+        Ok(plan.left)
     }
+}
 
-    /// What becomes of an entry; none when it stays. See the table at the top.
-    fn erased(&self, raw: u64, erase: Erase, has_backing: bool) -> Option<Cluster> {
-        let nothing = Cluster::Zero { host: None, copied: false };
-        let gone = if self.version < Version::V3 { Cluster::Unallocated } else { nothing };
-        match L2Entry::decode(raw, &self.geometry, self.version).ok()? {
-            Cluster::Unallocated if erase == Erase::Drop => None,
-            _ if erase == Erase::Drop => Some(Cluster::Unallocated),
-            Cluster::Unallocated => has_backing.then_some(gone),
-            Cluster::Zero { host: None, .. } => None,
-            Cluster::Zero { host: Some(_), copied } if erase == Erase::Zero && copied => None,
-            Cluster::Normal { host, copied: true } if erase == Erase::Zero => {
-                Some(Cluster::Zero { host: Some(host), copied: true })
-            }
-            _ => Some(gone),
+/// Tells the file which parts of clusters that stay need not be kept.
+async fn punch(layers: &Layers, holes: &[(u64, u64)]) {
+    for (offset, length) in holes {
+        // A hint.
+        if let Err(error) = layers.file.discard(*offset, *length).await {
+            tracing::debug!(%error, offset, "the file did not take a discard");
         }
     }
 }

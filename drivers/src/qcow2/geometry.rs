@@ -130,6 +130,12 @@ impl Geometry {
         self.extended_l2
     }
 
+    /// The bytes of the smallest part of a cluster that has a mapping of its own: a subcluster with
+    /// extended L2, else the cluster.
+    pub fn subcluster_size(&self) -> u64 {
+        if self.extended_l2 { self.cluster_size() / 32 } else { self.cluster_size() }
+    }
+
     /// The bytes of one L2 entry: 8, or 16 with extended L2.
     pub fn l2_entry_bytes(&self) -> u64 {
         1 << self.l2_entry_order()
@@ -265,7 +271,8 @@ impl Geometry {
         62 - (self.cluster_bits - 8)
     }
 
-    fn l2_entry_order(&self) -> u32 {
+    /// The base-2 logarithm of [`Geometry::l2_entry_bytes`].
+    pub fn l2_entry_order(&self) -> u32 {
         if self.extended_l2 { 4 } else { 3 }
     }
 

@@ -256,7 +256,7 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// [`FormatErrorKind::Unsupported`]: encryption, or extended L2 entries.
+    /// [`FormatErrorKind::Unsupported`]: encryption.
     pub fn check_supported(&self) -> Result<(), FormatError> {
         let unsupported = |field, value: String, byte| {
             let rule = "is not supported";
@@ -268,14 +268,6 @@ impl Header {
             encryption::AES => return unsupported("encryption method", "1 (AES)".into(), 32),
             encryption::LUKS => return unsupported("encryption method", "2 (LUKS)".into(), 32),
             other => return unsupported("encryption method", other.to_string(), 32),
-        }
-        for bit in [feature::EXTENDED_L2] {
-            if self.incompatible_features & bit != 0 {
-                let number = bit.trailing_zeros();
-                let name = feature::known_name(feature::FeatureKind::Incompatible, number);
-                let value = format!("bit {number} ({})", name.unwrap_or("unnamed"));
-                return unsupported("incompatible feature", value, 72);
-            }
         }
         Ok(())
     }

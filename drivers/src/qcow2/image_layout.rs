@@ -9,7 +9,9 @@
 
 use super::extension::{MAX_BACKING_FORMAT_BYTES, MAX_FILE_NAME_BYTES};
 use super::format_error::{FormatError, FormatErrorKind, Place, escaped};
-use super::geometry::{Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, TABLE_ENTRY_BYTES};
+use super::geometry::{
+    Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, TABLE_ENTRY_BYTES,
+};
 use super::header::{CompressionType, Header, Version, feature};
 use super::refcount_block;
 use blockplex_graph::Preallocation;
@@ -24,6 +26,8 @@ pub struct CreateOptions {
     pub version: Version,
     /// The bytes of a cluster: a power of two, 512 to 2 MiB.
     pub cluster_size: u64,
+    /// `extended_l2`: whether clusters have 32 subclusters; needs clusters of 16 KiB or more.
+    pub extended_l2: bool,
     /// The bits of a refcount: a power of two, 1 to 64.
     pub refcount_bits: u32,
     /// How compressed clusters will be compressed.
@@ -49,6 +53,7 @@ impl CreateOptions {
             size,
             version: Version::V3,
             cluster_size: 65536,
+            extended_l2: false,
             refcount_bits: 16,
             compression_type: CompressionType::Deflate,
             lazy_refcounts: false,
@@ -138,7 +143,12 @@ fn checked_geometry(options: &CreateOptions) -> Result<Geometry, FormatError> {
         return Err(invalid("refcount_bits", refcount_bits, rule));
     }
     let bits = cluster_size.trailing_zeros();
-    let geometry = Geometry::new(bits, refcount_bits.trailing_zeros(), false)?
+    if options.extended_l2 && bits < MIN_EXTENDED_L2_CLUSTER_BITS {
+        let rule =
+            format!("needs a cluster_size of at least {}", 1 << MIN_EXTENDED_L2_CLUSTER_BITS);
+        return Err(invalid("extended_l2", "on", rule));
+    }
+    let geometry = Geometry::new(bits, refcount_bits.trailing_zeros(), options.extended_l2)?
         .with_external_data(options.data_file.is_some());
     if !size.is_multiple_of(512) {
         return Err(invalid("size", size, "is not a multiple of 512"));
@@ -162,6 +172,9 @@ fn check_version(options: &CreateOptions) -> Result<(), FormatError> {
     if options.refcount_bits != 16 {
         return Err(invalid("refcount_bits", options.refcount_bits, needs_v3));
     }
+    if options.extended_l2 {
+        return Err(invalid("extended_l2", "on", needs_v3));
+    }
     if options.data_file.is_some() {
         return Err(invalid("data_file", "a name", needs_v3));
     }
@@ -173,7 +186,8 @@ fn check_version(options: &CreateOptions) -> Result<(), FormatError> {
 
 fn check_backing(options: &CreateOptions) -> Result<(), FormatError> {
     // What is allocated hides the backing file; only subclusters do not.
-    if options.preallocation != Preallocation::Off && options.backing_name.is_some() {
+    let hides = options.preallocation != Preallocation::Off && !options.extended_l2;
+    if hides && options.backing_name.is_some() {
         let rule = "goes with a backing file only if extended_l2 is on";
         return Err(invalid("preallocation", options.preallocation.name(), rule));
     }
@@ -246,6 +260,9 @@ fn header(options: &CreateOptions, geometry: &Geometry, sizes: Sizes) -> Header 
     }
     if options.lazy_refcounts {
         header.compatible_features |= feature::LAZY_REFCOUNTS;
+    }
+    if options.extended_l2 {
+        header.incompatible_features |= feature::EXTENDED_L2;
     }
     if options.data_file.is_some() {
         header.incompatible_features |= feature::DATA_FILE;

@@ -3,6 +3,7 @@
 //! All of it runs with a [`Hold`]: a table that is being read is not used for anything else.
 
 use super::Qcow2;
+use super::discard::DiscardReason;
 use super::entry::{Cluster, L1Entry, L2Entry};
 use super::layers::Layers;
 use super::limbo::Freed;
@@ -53,12 +54,16 @@ impl Qcow2 {
             Ok(offset) => offset,
             Err(fault) => return Err(self.fail_at(layers, self.guest_of(number), fault).await),
         };
-        let memory = IoVector::zeroed(8 << self.slice_bits);
+        let memory = IoVector::zeroed(self.slice_bytes() as usize);
         layers.file.announce(DebugEvent::L2Load).await;
         layers.file.read(offset, memory.clone()).await?;
         let bytes = memory.to_vec();
         let slice = self.refcounts.with_metadata(|is_metadata| {
-            Slice::new(number, &bytes, |index, raw| {
+            let make = match self.geometry.extended_l2() {
+                true => Slice::extended,
+                false => Slice::new,
+            };
+            make(number, &bytes, |index, raw| {
                 match L2Entry::decode(raw, &self.geometry, self.version) {
                     Ok(Cluster::Normal { host, .. } | Cluster::Zero { host: Some(host), .. }) => {
                         match self.external {
@@ -81,10 +86,15 @@ impl Qcow2 {
         match L1Entry::decode(raw, &self.geometry).map_err(Fault::Entry)? {
             L1Entry::Table { host, .. } if !self.bad_tables.contains(&index) => {
                 let in_table = number & ((1 << (self.geometry.l2_bits() - self.slice_bits)) - 1);
-                Ok(host + (in_table << (self.slice_bits + 3)))
+                Ok(host + in_table * self.slice_bytes())
             }
             _ => Err(Fault::Table(raw)),
         }
+    }
+
+    /// The bytes of a slice in the file.
+    fn slice_bytes(&self) -> u64 {
+        self.geometry.l2_entry_bytes() << self.slice_bits
     }
 
     /// The first guest byte that a slice maps.
@@ -152,7 +162,8 @@ impl Qcow2 {
         self.refcounts.add_metadata_cluster(run.offset);
         self.l1.set(index, raw);
         if let Some(offset) = old {
-            self.free(Freed { offset, clusters: 1, discard: false });
+            let discard = self.passes_discard(DiscardReason::Other);
+            self.free(Freed { offset, clusters: 1, discard });
         }
         Ok(())
     }

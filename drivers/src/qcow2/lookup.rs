@@ -137,6 +137,9 @@ impl Qcow2 {
         in_cluster: u64,
         length: u64,
     ) -> Extent {
+        if self.geometry.extended_l2() {
+            return self.subcluster_extent(slice, index, in_cluster, length);
+        }
         let cluster_size = self.geometry.cluster_size();
         let first = self.decode(slice, index, slice.entry(index));
         let mut end = cluster_size - in_cluster;
@@ -166,7 +169,7 @@ impl Qcow2 {
         }
     }
 
-    /// Where the cluster of one raw entry of `slice` is.
+    /// Where the cluster of one raw entry of `slice`, which is not extended, is.
     pub(super) fn decode(&self, slice: &Slice, index: usize, raw: u64) -> Place {
         if slice.is_suspect(index) {
             return Place::Bad(Fault::Misplaced(raw));

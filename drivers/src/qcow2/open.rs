@@ -7,6 +7,7 @@
 use super::Qcow2;
 use super::check::{CheckOptions, Fix, check};
 use super::data_file::ExternalData;
+use super::discard::DiscardRules;
 use super::entry::{L1Entry, Version, decode_refcount_table_entry};
 use super::geometry::{Geometry, TABLE_ENTRY_BYTES};
 use super::header::{CompressionType, Header, PROBE_BYTES, feature};
@@ -52,6 +53,16 @@ pub struct Qcow2Options {
     /// `refcount-cache-size`: bounds the refcount blocks in memory; default and least: 4
     /// clusters.
     pub refcount_cache_size: Option<u64>,
+    /// `pass-discard-request`: the guest's discards reach the file; default: on. (They reach the
+    /// image only with the node's `discard=unmap`.)
+    pub pass_discard_request: Option<bool>,
+    /// `pass-discard-snapshot`: what a deleted snapshot leaves is discarded in the file; default: on.
+    pub pass_discard_snapshot: Option<bool>,
+    /// `pass-discard-other`: so is everything else that is freed; default: off.
+    pub pass_discard_other: Option<bool>,
+    /// `discard-no-unref`: discarded clusters keep their place in the image; default: off. Needs
+    /// version 3.
+    pub discard_no_unref: Option<bool>,
     /// `data-file` is null: the image is opened, read-only, without its external data file. What
     /// its metadata says can be read, its data cannot.
     pub without_data_file: bool,
@@ -122,7 +133,7 @@ impl Qcow2 {
     /// # Errors
     ///
     /// `InvalidArgument`: not a qcow2 image, or options that cannot be. `NotSupported`: encryption,
-    /// extended L2 entries, unknown incompatible features. `Corrupt`: a
+    /// unknown incompatible features. `Corrupt`: a
     /// field breaks a rule; for a read-write open also what endangers only writes, among it a set
     /// corrupt bit, and damage that a repair leaves alone.
     pub async fn open(file: &Child, options: Qcow2Options, read_only: bool) -> Result<Qcow2> {
@@ -139,6 +150,7 @@ impl Qcow2 {
         for warning in &header.warnings {
             tracing::warn!(node = file.view().name(), %warning, "opening a qcow2 image");
         }
+        DiscardRules::check(&options, header.version)?;
         let geometry = header.geometry();
         let slice_bits = slice_bits(&options, &geometry)?;
         let sizes = cache_sizes(&options, &geometry, header.size, slice_bits)?;
@@ -188,6 +200,7 @@ impl Qcow2 {
             external: header.has_data_file().then(|| ExternalData::new(header.has_raw_data_file())),
             grace: Grace::new(),
             limbo: Limbo::default(),
+            discards: Arc::new(DiscardRules::new(&options)),
             ranges: RangeLock::new(),
             rounds: Rounds::new(),
             resizing: CoMutex::new(()),
@@ -453,7 +466,7 @@ fn slice_bits(options: &Qcow2Options, geometry: &Geometry) -> Result<u32> {
         );
         return Err(Error::new(ErrorKind::InvalidArgument, text));
     }
-    Ok(bytes.trailing_zeros() - 3)
+    Ok(bytes.trailing_zeros() - geometry.l2_entry_order())
 }
 
 fn cache_sizes(
@@ -472,8 +485,9 @@ fn cache_sizes(
             return refuse("a part of the caches exceeds cache-size");
         }
     }
-    let slice_bytes = 8_u64 << slice_bits;
-    let needed = geometry.clusters_for(size).saturating_mul(8).next_multiple_of(slice_bytes);
+    let slice_bytes = geometry.l2_entry_bytes() << slice_bits;
+    let entries = geometry.clusters_for(size).saturating_mul(geometry.l2_entry_bytes());
+    let needed = entries.next_multiple_of(slice_bytes);
     let least = DEFAULT_BLOCKS << geometry.cluster_bits();
     let refcounts = match (refcount_cache_size, cache_size, l2_cache_size) {
         (Some(bytes), _, _) => bytes,

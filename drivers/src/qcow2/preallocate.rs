@@ -61,7 +61,7 @@ impl Qcow2 {
             let allocated = self.refcounts.allocate_tail(&layers.file, run as u64).await;
             let clusters = self.judge(&layers.file, allocated).await?;
             let ended = match self.take_storage(layers, clusters, mode).await {
-                Ok(()) => self.commit(&slice, index, clusters),
+                Ok(()) => self.commit_reserved(&slice, index, clusters),
                 failed => failed,
             };
             if let Err(error) = ended {

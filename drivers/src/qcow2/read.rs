@@ -5,7 +5,8 @@ use super::Qcow2;
 use super::codec::Decompressor;
 use super::join::join_all;
 use super::layers::Layers;
-use super::lookup::Place;
+use super::lookup::{Extent, Place};
+use super::slice::Slice;
 use blockplex_graph::driver::LocalFuture;
 use blockplex_graph::{DebugEvent, Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
@@ -73,14 +74,13 @@ impl Qcow2 {
         }
     }
 
-    /// Memory for the bytes of one guest cluster from `at` on, as they are before a write, and in
-    /// `reads` what fills it; none when they are zeros.
+    /// Memory for `length` bytes of one guest cluster from `at` on, as they are before a write, and
+    /// in `reads` what fills it; none when they are zeros. `slice` maps them.
     pub(super) fn old_contents<'a>(
         &'a self,
         layers: &'a Layers,
-        at: u64,
-        length: u64,
-        place: Place,
+        slice: &Slice,
+        (at, length): (u64, u64),
         reads: &mut Vec<LocalFuture<'a, Result<()>>>,
     ) -> Option<IoVector> {
         // What lies past the end of the disk is never the backing's: a disk that grows grows with
@@ -89,18 +89,25 @@ impl Qcow2 {
             true => length,
             false => self.disk_size().saturating_sub(at).min(length),
         };
-        let reads_zero = match place {
-            Place::Zero => true,
-            Place::Unallocated => at >= layers.backing_length(),
-            _ => false,
-        };
-        if length == 0 || inside == 0 || reads_zero {
-            return None;
+        let mut memory = None;
+        let mut done = 0;
+        while done < inside {
+            let position = self.position(at + done);
+            let Extent { place, length: count } =
+                self.extent_in(slice, position.index, position.in_cluster, inside - done);
+            let reads_zero = match place {
+                Place::Zero => true,
+                Place::Unallocated => at + done >= layers.backing_length(),
+                _ => false,
+            };
+            if !reads_zero {
+                let memory = memory.get_or_insert_with(|| IoVector::zeroed(length as usize));
+                let part = memory.slice(done as usize, count as usize);
+                reads.push(Box::pin(self.read_extent(layers, at + done, place, part)));
+            }
+            done += count;
         }
-        let memory = IoVector::zeroed(length as usize);
-        let part = memory.slice(0, inside as usize);
-        reads.push(Box::pin(self.read_extent(layers, at, place, part)));
-        Some(memory)
+        memory
     }
 
     /// The part of a compressed cluster that `vector` takes, from guest offset `at` on.

@@ -5,6 +5,7 @@
 //! in memory does not move.
 
 use super::Qcow2;
+use super::discard::DiscardReason;
 use super::entry::Version;
 use super::layers::Layers;
 use super::limbo::Freed;
@@ -133,7 +134,8 @@ impl Qcow2 {
             self.l1.moved(offset, entries, &table);
             let clusters = self.geometry.clusters_for(old_entries * 8);
             if clusters > 0 {
-                self.free(Freed { offset: old_offset, clusters, discard: false });
+                let discard = self.passes_discard(DiscardReason::Other);
+                self.free(Freed { offset: old_offset, clusters, discard });
             }
         }
         Ok(())

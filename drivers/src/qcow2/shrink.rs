@@ -105,7 +105,7 @@ impl Qcow2 {
     async fn drop_in_slice(&self, layers: &Layers, at: u64, end: u64) -> Result<()> {
         // In memory first: what is not there yet would get a table of its own.
         self.slice(layers, self.position(at).number).await?;
-        self.erase_step(layers, at, end, Erase::Drop).await
+        self.erase_step(layers, (at, end), Erase::Drop).await.map(drop)
     }
 
     /// H3 and H4. While nothing allocates: with all guest ranges locked.

@@ -29,6 +29,7 @@ mod vm_state;
 pub use selector::SnapshotSelector;
 
 use super::Qcow2;
+use super::discard::DiscardReason;
 use super::geometry::TABLE_ENTRY_BYTES;
 use super::header::{MAX_SNAPSHOTS, feature};
 use super::layers::Layers;
@@ -167,7 +168,11 @@ impl Qcow2 {
         if gone.entry.l1_size > 0 {
             let clusters = self.geometry.clusters_for(words.len() as u64 * TABLE_ENTRY_BYTES);
             let offset = gone.entry.l1_table_offset;
-            self.free(Freed { offset, clusters, discard: true });
+            self.free(Freed {
+                offset,
+                clusters,
+                discard: self.passes_discard(DiscardReason::Snapshot),
+            });
         }
         self.judge(&layers.file, dropped).await?;
         self.flush(&layers).await?;
@@ -376,7 +381,11 @@ impl Qcow2 {
         self.size.store(size, Ordering::Release);
         let clusters = self.geometry.clusters_for(old_entries * TABLE_ENTRY_BYTES);
         if clusters > 0 {
-            self.free(Freed { offset: old, clusters, discard: false });
+            self.free(Freed {
+                offset: old,
+                clusters,
+                discard: self.passes_discard(DiscardReason::Other),
+            });
         }
         Ok(())
     }

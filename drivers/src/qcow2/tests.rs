@@ -13,3 +13,4 @@ mod fuzz;
 mod resizing;
 mod snapshot_work;
 mod snapshots;
+mod subclusters;

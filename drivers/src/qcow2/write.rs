@@ -13,9 +13,10 @@ use super::entry::{Cluster, L2Entry};
 use super::join::join_all;
 use super::layers::Layers;
 use super::limbo::Freed;
-use super::lookup::{Fault, Place};
+use super::lookup::{Fault, Place, SlicePosition};
 use super::refcounts::HostRun;
 use super::slice::{Slice, SliceEditor};
+use super::subclusters::Fill;
 use blockplex_graph::{DebugEvent, Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::lock::{RangeGuard, RangeMode};
@@ -73,8 +74,7 @@ impl Qcow2 {
         let position = self.position(at);
         let slice = self.own_slice(layers, position.number).await?;
         let cluster_size = self.geometry.cluster_size();
-        let wanted = (position.in_cluster + vector.len() as u64).div_ceil(cluster_size);
-        let (step, clusters) = match self.step(&slice, position.index, wanted) {
+        let (step, clusters) = match self.step(&slice, &position, vector.len() as u64) {
             Ok(step) => step,
             Err(fault) => return Err(self.fail_at(layers, at, fault).await),
         };
@@ -105,8 +105,9 @@ impl Qcow2 {
         };
         let data = vector.slice(0, fits(run.clusters) as usize);
         let length = data.len() as u64;
-        let ended = match self.write_clusters(layers, at, &slice, run, data).await {
-            Ok(()) => self.commit(&slice, position.index, run),
+        let fill = self.fill_of(&slice, &position, run, length);
+        let ended = match self.write_clusters(layers, at, &slice, (run, fill), data).await {
+            Ok(()) => self.commit(&slice, &position, run, (length, fill)),
             failed => failed,
         };
         match ended {
@@ -116,10 +117,26 @@ impl Qcow2 {
         }
     }
 
-    /// What is to be done with entry `index`, and for how many more that holds, of `wanted`.
-    fn step(&self, slice: &Slice, index: usize, wanted: u64) -> Result<(Step, u64), Fault> {
+    /// What is to be done with the first clusters of `length` bytes at `position`, and with how many
+    /// of them.
+    fn step(
+        &self,
+        slice: &Slice,
+        position: &SlicePosition,
+        length: u64,
+    ) -> Result<(Step, u64), Fault> {
         let cluster_size = self.geometry.cluster_size();
-        let kind = |index: usize| {
+        let wanted = (position.in_cluster + length).div_ceil(cluster_size);
+        let kind = |number: u64| {
+            let index = position.index + number as usize;
+            if self.geometry.extended_l2() {
+                let touched = self.touched(position, length, number);
+                return Ok(match self.own_place(slice, index, touched)? {
+                    Some((host, true)) => Step::InPlace { host },
+                    Some((host, false)) => Step::Reuse { host },
+                    None => Step::Allocate,
+                });
+            }
             let raw = slice.entry(index);
             match self.decode(slice, index, raw) {
                 Place::Bad(fault) => Err(fault),
@@ -137,11 +154,11 @@ impl Qcow2 {
                 _ => Ok(Step::Allocate),
             }
         };
-        let first = kind(index)?;
+        let first = kind(0)?;
         let mut count = 1;
         while count < wanted {
             let distance = count << self.geometry.cluster_bits();
-            let same = match (&first, kind(index + count as usize)) {
+            let same = match (&first, kind(count)) {
                 (Step::InPlace { host }, Ok(Step::InPlace { host: next }))
                 | (Step::Reuse { host }, Ok(Step::Reuse { host: next })) => host + distance == next,
                 (Step::Allocate, Ok(Step::Allocate)) => true,
@@ -155,32 +172,24 @@ impl Qcow2 {
         Ok((first, count))
     }
 
-    /// Writes new clusters: `data` for guest offset `at`, and around it, up to the ends of its
-    /// first and last cluster, what is there now.
+    /// Writes new clusters: `data` for guest offset `at`, and around it, as far as `fill` says, what
+    /// is there now.
     async fn write_clusters(
         &self,
         layers: &Layers,
         at: u64,
         slice: &Slice,
-        run: HostRun,
+        (run, fill): (HostRun, Fill),
         data: IoVector,
     ) -> Result<()> {
         let position = self.position(at);
         let end = at + data.len() as u64;
         let covered = self.geometry.clusters_for(position.in_cluster + data.len() as u64);
         debug_assert!(covered <= run.clusters, "data beyond the clusters of a run");
-        let last = position.index + covered as usize - 1;
-        let head = position.in_cluster;
-        let tail = (covered << self.geometry.cluster_bits()) - head - data.len() as u64;
-        let tail = self.writable_tail(end, tail);
-        let place = |index: usize, within: u64| {
-            self.extent_in(slice, index, within, self.geometry.cluster_size()).place
-        };
+        let (head, tail) = (fill.head, self.writable_tail(end, fill.tail));
         let mut reads = Vec::new();
-        let first_place = place(position.index, 0);
-        let before = self.old_contents(layers, at - head, head, first_place, &mut reads);
-        let last_place = place(last, self.geometry.in_cluster(end));
-        let after = self.old_contents(layers, end, tail, last_place, &mut reads);
+        let before = self.old_contents(layers, slice, (at - head, head), &mut reads);
+        let after = self.old_contents(layers, slice, (end, tail), &mut reads);
         if !reads.is_empty() {
             layers.file.announce(DebugEvent::CowRead).await;
         }
@@ -190,7 +199,7 @@ impl Qcow2 {
             contents => contents,
         };
         let before = filler(before, head);
-        let start = if before.is_some() { run.offset } else { run.offset + head };
+        let start = run.offset + position.in_cluster - if before.is_some() { head } else { 0 };
         let parts: Vec<IoVector> =
             [before, Some(data), filler(after, tail)].into_iter().flatten().collect();
         if parts.len() > 1 {
@@ -203,9 +212,46 @@ impl Qcow2 {
         self.write_data(layers, start, vector).await
     }
 
-    /// Makes the entries from `index` on name the clusters of `run`, in one step. On an error
-    /// nothing has changed.
-    pub(super) fn commit(&self, slice: &Arc<Slice>, index: usize, run: HostRun) -> Result<()> {
+    /// Makes the entries from the one at `position` on name the clusters of `run`, in which `written`
+    /// was written, in one step. On an error nothing has changed.
+    fn commit(
+        &self,
+        slice: &Arc<Slice>,
+        position: &SlicePosition,
+        run: HostRun,
+        written: (u64, Fill),
+    ) -> Result<()> {
+        let old = match self.geometry.extended_l2() {
+            true => self.commit_extended(slice, position, run, written)?,
+            false => self.replace_entries(slice, position.index, run)?,
+        };
+        for (step, raw) in (0..).zip(old) {
+            let kept = run.offset + (step << self.geometry.cluster_bits());
+            self.free_entry(raw, kept, false);
+        }
+        Ok(())
+    }
+
+    /// As `commit`, of clusters that nothing was written to and that read as zeros: what is mapped
+    /// by subclusters goes on reading as it did.
+    pub(super) fn commit_reserved(
+        &self,
+        slice: &Arc<Slice>,
+        index: usize,
+        run: HostRun,
+    ) -> Result<()> {
+        if self.geometry.extended_l2() {
+            return self.reserve_extended(slice, index, run);
+        }
+        for (step, raw) in (0..).zip(self.replace_entries(slice, index, run)?) {
+            let kept = run.offset + (step << self.geometry.cluster_bits());
+            self.free_entry(raw, kept, false);
+        }
+        Ok(())
+    }
+
+    /// Gives the entries that were there.
+    fn replace_entries(&self, slice: &Arc<Slice>, index: usize, run: HostRun) -> Result<Vec<u64>> {
         let entry = Cluster::Normal { host: run.offset, copied: true };
         let first = L2Entry::encode(entry, &self.geometry, self.version)
             .map_err(|error| Error::new(ErrorKind::NoSpace, error.to_string()))?;
@@ -217,11 +263,7 @@ impl Qcow2 {
                 editor.set(at, first + (step << self.geometry.cluster_bits()));
             }
         });
-        for (step, raw) in (0..).zip(old) {
-            let kept = run.offset + (step << self.geometry.cluster_bits());
-            self.free_entry(raw, kept, false);
-        }
-        Ok(())
+        Ok(old)
     }
 
     /// Frees what an entry named that was replaced, unless that is `kept`.

@@ -27,6 +27,7 @@
 //! - **W6** A round that fails leaves everything dirty that it had taken.
 
 use super::Qcow2;
+use super::discard::DiscardReason;
 use super::header::Header;
 use super::join::join_all;
 use super::l1_table::DirtySector;
@@ -134,7 +135,8 @@ impl Qcow2 {
         }
         self.rounds.succeeded.store(number, Ordering::SeqCst);
         for (offset, clusters) in unused {
-            self.free(Freed { offset, clusters, discard: false });
+            let discard = self.passes_discard(DiscardReason::Other);
+            self.free(Freed { offset, clusters, discard });
         }
         Ok(())
     }

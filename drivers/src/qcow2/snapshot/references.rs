@@ -5,6 +5,7 @@
 //! A table is read once for each pass and never kept, so memory does not grow with the disk.
 
 use crate::qcow2::Qcow2;
+use crate::qcow2::discard::DiscardReason;
 use crate::qcow2::entry::{COPIED, Cluster, L1Entry, L2Entry};
 use crate::qcow2::layers::Layers;
 use crate::qcow2::limbo::Freed;
@@ -145,7 +146,8 @@ impl Qcow2 {
         }
         let is_quiet = self.grace.elapsed(tag);
         self.visit_references(&layers.file, l1, async |Reference { offset, clusters }| {
-            let freed = Freed { offset, clusters, discard: true };
+            let freed =
+                Freed { offset, clusters, discard: self.passes_discard(DiscardReason::Snapshot) };
             if is_quiet {
                 return self.release(&layers.file, freed).await;
             }

@@ -2,6 +2,7 @@
 
 use super::{Snapshot, Switch};
 use crate::qcow2::Qcow2;
+use crate::qcow2::discard::DiscardReason;
 use crate::qcow2::format_error::{FormatError, Place};
 use crate::qcow2::geometry::{Geometry, TABLE_ENTRY_BYTES};
 use crate::qcow2::header::Header;
@@ -249,7 +250,11 @@ impl Qcow2 {
             std::mem::replace(&mut state.table_clusters, clusters)
         };
         if old_clusters > 0 {
-            self.free(Freed { offset: old, clusters: old_clusters, discard: false });
+            self.free(Freed {
+                offset: old,
+                clusters: old_clusters,
+                discard: self.passes_discard(DiscardReason::Other),
+            });
         }
         Ok(())
     }

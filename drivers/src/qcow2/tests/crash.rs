@@ -228,5 +228,6 @@ fn a_crash_at_any_moment_leaves_a_whole_image() {
         crash_test("cluster_size=4k", seed);
         crash_test("cluster_size=512,refcount_bits=64", 100 + seed);
         crash_test("cluster_size=64k", 200 + seed);
+        crash_test("cluster_size=16k,extended_l2=on", 300 + seed);
     }
 }

@@ -283,8 +283,17 @@ fn qcow2_options(options: &OptionList, size: u64) -> Result<CreateOptions, Failu
     if !create.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&create.cluster_size) {
         return fail("Cluster size must be a power of two between 512 and 2048k");
     }
-    if options.switch("extended_l2")? == Some(true) {
-        return fail("extended_l2=on is not supported");
+    create.extended_l2 = options.switch("extended_l2")?.unwrap_or(false);
+    if create.extended_l2 && create.version == Version::V2 {
+        return fail(
+            "Extended L2 entries are only supported with compatibility level 1.1 and above (use \
+             version=v3 or greater)",
+        );
+    }
+    if create.extended_l2 && create.cluster_size < 16384 {
+        return fail(
+            "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
+        );
     }
     create.backing_name = options.get("backing_file").map(|name| name.as_bytes().to_vec());
     create.backing_format = options.get("backing_fmt").map(|name| name.as_bytes().to_vec());
@@ -316,7 +325,8 @@ fn qcow2_options(options: &OptionList, size: u64) -> Result<CreateOptions, Failu
              (use version=v3 or greater)",
         );
     }
-    let table_reach = create.cluster_size * create.cluster_size / 8;
+    let entry_bytes = if create.extended_l2 { 16 } else { 8 };
+    let table_reach = create.cluster_size * create.cluster_size / entry_bytes;
     if create.size.div_ceil(table_reach) > MAX_L1_BYTES / 8 {
         return fail(
             "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
