@@ -31,7 +31,7 @@ impl SequenceCount {
             // Acquire: partner of the Release at the end of `change`: the words of that change, and
             // what happened before it.
             let before = self.0.load(Ordering::Acquire);
-            if before % 2 == 0 {
+            if before.is_multiple_of(2) {
                 let value = load();
                 // Partner of the fence in `change`: whoever saw a word of a change sees its count.
                 fence(Ordering::Acquire);
