@@ -46,6 +46,7 @@
 //! | [`refcount_block`] | one refcount of 1 to 64 bits in a block |
 //! | [`codec`] | compressed clusters |
 //! | [`image_layout`] | the bytes of a fresh image |
+//! | [`measure`] | how large an image's file would be |
 //! | [`format_error`] | what all of them say when bytes are not as the format wants |
 //!
 //! Truths of all modules, cited by number:
@@ -85,6 +86,7 @@ mod limbo;
 mod loader;
 mod lookup;
 mod make_empty;
+pub mod measure;
 mod open;
 mod preallocate;
 mod read;
