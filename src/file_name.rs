@@ -3,6 +3,7 @@
 //! ```text
 //!   disk.img, /dev/vg/disk, file:odd:name    a file or block device
 //!   null-co://                               a protocol without words
+//!   blkdebug:faults.conf:disk.img            a file in which requests fail as it is told
 //!   json:{"driver": …}                       a description of nodes
 //! ```
 //!
@@ -41,6 +42,7 @@ impl FileName {
             None => file_tree(name)?,
             Some("file") => file_tree(name.strip_prefix("file:").unwrap_or(name))?,
             Some("null-co") => null_tree(name)?,
+            Some("blkdebug") => blkdebug_tree(name)?,
             Some(other) => {
                 let text = format!("Unknown protocol '{}'", other.escape_default());
                 return Err(Error::new(ErrorKind::NotSupported, text));
@@ -80,6 +82,22 @@ fn file_tree(path: &str) -> Result<OptionTree> {
     let mut tree = OptionTree::new();
     tree.set("driver", Value::from(driver));
     tree.set("filename", Value::from(path));
+    Ok(tree)
+}
+
+/// `blkdebug:CONFIG:FILE`, without CONFIG for no rules.
+fn blkdebug_tree(name: &str) -> Result<OptionTree> {
+    let rest = name.strip_prefix("blkdebug:").unwrap_or(name);
+    let Some((config, image)) = rest.split_once(':') else {
+        let text = "blkdebug requires both config file and image path";
+        return Err(Error::new(ErrorKind::InvalidArgument, text));
+    };
+    let mut tree = OptionTree::new();
+    tree.set("driver", Value::from("blkdebug"));
+    if !config.is_empty() {
+        tree.set("config", Value::from(config));
+    }
+    tree.set("image", Value::Tree(FileName::parse(image)?.into_tree()));
     Ok(tree)
 }
 

@@ -22,7 +22,7 @@ use blockplex_drivers::probe::{self, PROBE_BYTES};
 use blockplex_graph::driver::Driver;
 use blockplex_graph::{
     Access, Child, DetectZeroes, DiscardMode, Error, ErrorKind, NodeId, NodeOptions, OriginId,
-    Permissions, Result,
+    Result,
 };
 use blockplex_io::buffer::IoVector;
 use blockplex_io::event_loop::Local;
@@ -44,7 +44,7 @@ pub(crate) struct Opener<'a> {
     local: &'a Local,
     gate: OpenGate,
     probing: bool,
-    without_backing: bool,
+    image_alone: bool,
     chain: ChainGuard,
     nodes: Vec<NodeId>,
     images: Vec<(NodeId, ImagePlace)>,
@@ -66,6 +66,8 @@ pub(crate) struct OpenNode {
     id: NodeId,
     /// The file at the bottom, where there is one.
     path: Option<PathBuf>,
+    /// Its name as it was given, relative names in images being relative to the image's name.
+    given: Option<PathBuf>,
     identity: Option<FileIdentity>,
 }
 
@@ -79,14 +81,14 @@ impl<'a> Opener<'a> {
         options: OpenOptions,
     ) -> Result<Opened> {
         let probing = options.probes_formats();
-        let without_backing = options.is_without_backing();
+        let image_alone = options.is_image_alone();
         let (tree, gate) = options.into_parts();
         let mut opener = Opener {
             layer,
             local,
             gate,
             probing,
-            without_backing,
+            image_alone,
             chain: ChainGuard::new(),
             nodes: Vec::new(),
             images: Vec::new(),
@@ -164,7 +166,8 @@ impl<'a> Opener<'a> {
 
     /// The format that the first bytes of a file speak for.
     async fn probe(&self, file: &OpenNode) -> Result<&'static str> {
-        let (holder, child) = self.hold(file.id, true).await?;
+        // Whoever uses the file meanwhile is met when the image is opened.
+        let (holder, child) = self.hold_as(file.id, Access::READER).await?;
         let memory = IoVector::zeroed(PROBE_BYTES);
         let result = child.read(0, memory.clone()).await;
         self.let_go(holder).await;
@@ -175,7 +178,7 @@ impl<'a> Opener<'a> {
     fn existing(&self, name: &str) -> Result<OpenNode> {
         let id = self.layer.find_node(name)?;
         let path = self.layer.image_of(id).map(|place| place.path);
-        Ok(OpenNode { id, path, identity: None })
+        Ok(OpenNode { id, given: path.clone(), path, identity: None })
     }
 
     /// Adds a node whose driver needs no look at its children.
@@ -197,9 +200,12 @@ impl<'a> Opener<'a> {
     /// Has a private origin hold `file` as a format driver above it will, so that it can be read, and
     /// repaired if it is going to be written.
     async fn hold(&self, file: NodeId, read_only: bool) -> Result<(OriginId, Child)> {
+        self.hold_as(file, Access::READER.through_format_file(!read_only)).await
+    }
+
+    async fn hold_as(&self, file: NodeId, access: Access) -> Result<(OriginId, Child)> {
         let graph = self.layer.graph();
         let mut change = graph.begin().await;
-        let access = Access::READER.through_format_file(!read_only);
         let holder = change.add_origin("opening", access, None);
         change.set_root(holder.id(), Some(file))?;
         let drained = change.drain().await?;
@@ -208,8 +214,7 @@ impl<'a> Opener<'a> {
         let view = topology
             .node(file)
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "the file's node is gone"))?;
-        let granted = if read_only { Permissions::CONSISTENT_READ } else { access.needed };
-        let child = Child::for_control(self.local, view, granted);
+        let child = Child::for_control(self.local, view, access.needed);
         Ok((holder.id(), child))
     }
 

@@ -25,7 +25,7 @@ pub struct OpenOptions {
     tree: OptionTree,
     gate: OpenGate,
     probe_formats: bool,
-    no_backing: bool,
+    image_alone: bool,
 }
 
 impl OpenOptions {
@@ -75,16 +75,16 @@ impl OpenOptions {
         self
     }
 
-    /// Opens the image alone, without what it names as its backing file (unless the tree says
-    /// what that is to be): for looking at the image itself.
+    /// Opens the image alone, without what it names as its backing file and, for reading, its data
+    /// file (unless the tree says what these are to be): for looking at the image itself.
     #[must_use]
-    pub fn no_backing(mut self) -> OpenOptions {
-        self.no_backing = true;
+    pub fn image_alone(mut self) -> OpenOptions {
+        self.image_alone = true;
         self
     }
 
-    pub(crate) fn is_without_backing(&self) -> bool {
-        self.no_backing
+    pub(crate) fn is_image_alone(&self) -> bool {
+        self.image_alone
     }
 
     pub(crate) fn probes_formats(&self) -> bool {
@@ -109,7 +109,7 @@ impl OpenOptions {
 
 impl From<OptionTree> for OpenOptions {
     fn from(tree: OptionTree) -> OpenOptions {
-        OpenOptions { tree, gate: OpenGate::deny_all(), probe_formats: false, no_backing: false }
+        OpenOptions { tree, gate: OpenGate::deny_all(), probe_formats: false, image_alone: false }
     }
 }
 

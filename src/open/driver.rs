@@ -70,7 +70,7 @@ impl Opener<'_> {
         options: NodeOptions,
     ) -> Result<OpenNode> {
         let id = self.add(name, driver, options, &[]).await?;
-        Ok(OpenNode { id, path: None, identity: None })
+        Ok(OpenNode { id, path: None, given: None, identity: None })
     }
 
     async fn open_file(
@@ -110,10 +110,11 @@ impl Opener<'_> {
         } else {
             "file"
         };
+        let given = Some(file.path().to_owned());
         let id = self.add(name, Box::new(file), options, &[]).await?;
         let path = std::path::absolute(&path).unwrap_or(path);
         self.images.push((id, ImagePlace { path: path.clone(), format }));
-        Ok(OpenNode { id, path: Some(path), identity: Some(identity) })
+        Ok(OpenNode { id, path: Some(path), given, identity: Some(identity) })
     }
 
     async fn open_raw(

@@ -6,10 +6,12 @@ use crate::file_name::FileName;
 use crate::layer::ImagePlace;
 use crate::options::invalid;
 use blockplex_drivers::file::{File, FileOptions};
-use blockplex_drivers::open_gate::{self, escape_bytes};
+use blockplex_drivers::open_gate::{self, GateError, escape_bytes};
 use blockplex_drivers::options::{OptionTree, Reference, Value};
 use blockplex_drivers::qcow2::{BackingReference, Qcow2, Qcow2Options, SnapshotSelector};
 use blockplex_graph::{DiscardMode, Error, ErrorKind, NodeId, NodeOptions, OriginId, Result, Role};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// An image that has been read and not yet added: what is below it comes first.
@@ -64,7 +66,10 @@ impl Opener<'_> {
         let Description { mut tree, options, inherited, file, .. } = description;
         let mut settings = take_settings(&mut tree)?;
         let backing = tree.take_reference("backing").map_err(invalid)?;
-        let data = self.explicit_data(&mut tree, inherited).await?;
+        let data = match self.explicit_data(&mut tree, inherited).await? {
+            DataFile::Stated if self.image_alone && options.read_only => DataFile::Nothing,
+            data => data,
+        };
         let file = match file {
             Some(file) => file,
             None => self.open_child(&mut tree, "file", inherited).await?,
@@ -84,7 +89,7 @@ impl Opener<'_> {
             }
             Some(Reference::Name(name)) => self.existing(&name).map(|node| Some(node.id)),
             Some(Reference::Nothing) => Ok(None),
-            None if self.without_backing => Ok(None),
+            None if self.image_alone => Ok(None),
             None => self.descend(&mut levels, &chain).await,
         };
         let id = self.add_levels(levels, below).await?;
@@ -176,6 +181,9 @@ impl Opener<'_> {
         chain: &ChainOptions,
     ) -> Result<OpenNode> {
         let directory = by.path.as_deref().and_then(Path::parent).map(Path::to_owned);
+        let said = Path::new(OsStr::from_bytes(&name));
+        let given =
+            by.given.as_deref().and_then(Path::parent).map_or(said.into(), |base| base.join(said));
         let gate = self.gate.clone();
         let access = match read_only {
             true => open_gate::Access::ReadOnly,
@@ -183,10 +191,17 @@ impl Opener<'_> {
         };
         let opened =
             self.local.blocking(move || gate.open_named(directory.as_deref(), &name, access)).await;
-        let (fd, path) = opened.map_err(|error| refused(by, format!("its {what} {error}")))?;
+        let (fd, path) = opened.map_err(|error| match error {
+            GateError::Missing(_) => {
+                let text =
+                    format!("Could not open '{}': No such file or directory", given.display());
+                Error::new(ErrorKind::NotFound, text)
+            }
+            error => refused(by, format!("its {what} {error}")),
+        })?;
         let Inherited { direct, force_share, .. } = chain.inherited;
         let how = FileOptions { write: !read_only, direct, force_share, ..FileOptions::default() };
-        let file = File::from_fd(fd, &path, how)?;
+        let file = File::from_fd(fd, &given, how)?;
         let options = NodeOptions {
             read_only,
             no_flush: chain.inherited.no_flush && !read_only,
@@ -371,7 +386,8 @@ fn take_settings(tree: &mut OptionTree) -> Result<Qcow2Options> {
 
 /// An error of an image, as the one above it tells it.
 fn in_backing(error: Error) -> Error {
-    Error::new(error.kind(), format!("Could not open backing file: {error}")).caused_by(error)
+    Error::new(error.kind(), format!("Could not open backing file: {}", error.message()))
+        .caused_by(error)
 }
 
 /// An image that may not open what it names.

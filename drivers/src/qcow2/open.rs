@@ -263,10 +263,8 @@ async fn read_header(file: &Child, file_length: u64) -> Result<Header> {
 /// What the options show instead of the whole disk goes with how the image is opened.
 fn check_modes(options: &Qcow2Options, header: &Header, read_only: bool) -> Result<()> {
     let refuse = |text| Err(Error::new(ErrorKind::InvalidArgument, text));
-    if options.without_data_file && !(header.has_data_file() && read_only) {
-        return refuse(
-            "an image is opened without a data file only read-only, and only if it has one",
-        );
+    if options.without_data_file && header.has_data_file() && !read_only {
+        return refuse("an image is opened without its data file only read-only");
     }
     if options.snapshot.is_some() && !read_only {
         return refuse("an internal snapshot can only be opened read-only");

@@ -8,9 +8,15 @@ mod compare;
 mod convert;
 mod create;
 mod disk;
+mod info;
 mod lanes;
+mod map;
 mod progress;
 mod rate;
+mod resize;
+mod snapshot;
+mod snapshot_list;
+mod source;
 mod zeroes;
 
 use std::process::ExitCode;
@@ -30,7 +36,16 @@ pub struct Command {
     pub summary: &'static str,
 }
 
-const COMMANDS: &[Command] = &[bench::COMMAND, compare::COMMAND, convert::COMMAND, create::COMMAND];
+const COMMANDS: &[Command] = &[
+    bench::COMMAND,
+    compare::COMMAND,
+    convert::COMMAND,
+    create::COMMAND,
+    info::COMMAND,
+    map::COMMAND,
+    resize::COMMAND,
+    snapshot::COMMAND,
+];
 
 const OPTIONS: &[Opt] = &[opt("help", 'h'), opt("version", 'V'), with("trace", 'T')];
 

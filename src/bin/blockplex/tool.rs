@@ -7,6 +7,8 @@
 //! | [`open`] | [`ImageOpenOptions`](open::ImageOpenOptions), [`Tool::open`], [`Image`](open::Image) |
 //! | [`create`] | [`Tool::create_image`], the options of each format |
 //! | [`size`] | sizes as QEMU's tools read and print them |
+//! | [`names`] | the names by which images and files are shown |
+//! | [`json`] | JSON as QEMU's tools print it |
 //! | [`option_list`] | `-o key=value,…` |
 //! | [`objects`] | `--object secret,…` |
 //! | [`message`] | the library's errors in the words of QEMU's tools |
@@ -30,7 +32,9 @@
 
 pub mod create;
 pub mod getopt;
+pub mod json;
 pub mod message;
+pub mod names;
 pub mod objects;
 pub mod open;
 pub mod option_list;
@@ -89,6 +93,12 @@ impl Failure {
     #[must_use]
     pub fn prefixed(self, before: &str) -> Failure {
         Failure { text: self.text.map(|text| format!("{before}{text}")), ..self }
+    }
+
+    /// The same with another text.
+    #[must_use]
+    pub fn map(self, change: impl FnOnce(String) -> String) -> Failure {
+        Failure { text: self.text.map(change), ..self }
     }
 
     /// What it says.

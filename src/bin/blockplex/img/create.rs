@@ -1,12 +1,11 @@
 //! `img create`: a new image.
 
-use blockplex::file_name::protocol_of;
-
 use super::{Command, DONE, print_command_help};
 use crate::tool::create::{
     CreationFormat, check_options, file_path, format_named, print_options, told,
 };
 use crate::tool::getopt::{Opt, Parser, long_with, opt, with};
+use crate::tool::names::beside;
 use crate::tool::open::ImageOpenOptions;
 use crate::tool::option_list::OptionList;
 use crate::tool::{Failure, Tool, size};
@@ -173,13 +172,4 @@ fn check_backing(
         options.set("size", length.to_string());
     }
     Ok(())
-}
-
-/// What a name in the image `filename` refers to.
-fn beside(filename: &str, name: &str) -> String {
-    if name.starts_with('/') || protocol_of(name).is_some() {
-        return name.to_owned();
-    }
-    let directory = filename.rfind('/').and_then(|slash| filename.get(..=slash)).unwrap_or("");
-    format!("{directory}{name}")
 }

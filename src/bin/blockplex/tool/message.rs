@@ -35,6 +35,17 @@ pub fn describe(error: &Error) -> String {
     if text.ends_with("this is not a qcow2 image") {
         text = "Image is not in qcow2 format".to_owned();
     }
+    if let Some(path) = text
+        .strip_prefix("Could not open '")
+        .and_then(|rest| rest.strip_suffix("': Is a directory"))
+    {
+        text = format!("'file' driver requires '{path}' to be a regular file");
+    }
+    if let Some((driver, _)) =
+        text.strip_prefix("driver '").and_then(|rest| rest.split_once("' is not supported ("))
+    {
+        text = format!("Unknown driver '{driver}'");
+    }
     prefix + &text
 }
 

@@ -13,7 +13,8 @@ use super::message::describe;
 use super::{Failure, Tool, wait};
 
 /// The formats and protocols that can be opened.
-const DRIVERS: [&str; 7] = ["raw", "qcow2", "luks", "file", "host_device", "null-co", "memory"];
+const DRIVERS: [&str; 8] =
+    ["raw", "qcow2", "luks", "file", "host_device", "null-co", "memory", "blkdebug"];
 
 /// The two words that `-t` and `-T` stand for, and who flushes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,8 +55,8 @@ pub struct ImageOpenOptions {
     pub write: bool,
     /// `-U`: whatever others do with it meanwhile.
     pub force_share: bool,
-    /// Without what the image names as its backing file.
-    pub no_backing: bool,
+    /// Without what the image names as its backing file and, for reading, its data file.
+    pub image_alone: bool,
     /// `-t`, `-T`.
     pub cache: CacheMode,
     /// Discards reach the file.
@@ -105,10 +106,8 @@ impl ImageOpenOptions {
             image.set("file", Value::Tree(tree));
             tree = image;
         }
-        if let Some(format) = &self.format
-            && tree.set("driver", Value::from(format.as_str())).is_some()
-        {
-            return Err(Failure::new("Driver specified twice"));
+        if let Some(format) = &self.format {
+            tree.set("driver", Value::from(format.as_str()));
         }
         Ok(tree)
     }
@@ -123,8 +122,8 @@ impl ImageOpenOptions {
         });
         let mut options =
             OpenOptions::from(tree).gate(tool.gate(directory.as_deref())?).probe_formats();
-        if self.no_backing {
-            options = options.no_backing();
+        if self.image_alone {
+            options = options.image_alone();
         }
         let mut preset = |name: &str, value: Value| {
             if options.tree().get(name).is_none() {
@@ -183,6 +182,10 @@ pub struct Image {
     pub backend: Backend,
     /// How the command line named it.
     pub filename: String,
+    /// The name by which it is shown: its file's, or a description.
+    pub shown_name: String,
+    /// The same of its file.
+    pub shown_file: String,
     /// The node on top.
     pub root: NodeId,
     /// Writes are to be durable on return.
@@ -220,12 +223,22 @@ impl Tool {
     /// Why it cannot be opened.
     pub fn open_quietly(&self, options: &ImageOpenOptions) -> Result<Image, Failure> {
         let layer = self.layer()?.clone();
-        let backend = wait(layer.open("image", options.open_options(self)?))?;
+        let description = options.open_options(self)?;
+        let shown_name = super::names::of_tree(description.tree());
+        let shown_file = super::names::of_file(description.tree());
+        let driver = match description.tree().get("driver") {
+            Some(Value::String(driver)) => driver.clone(),
+            _ => String::new(),
+        };
+        let backend = wait(layer.open("image", description))
+            .map_err(|failure| failure.map(|text| about_options(text, &driver)))?;
         let root = backend.root();
         let root = root.ok_or_else(|| Failure::new("the image has no root node"))?;
         Ok(Image {
             backend,
             filename: options.filename.clone(),
+            shown_name,
+            shown_file,
             root,
             writethrough: options.cache.writethrough,
             layer,
@@ -280,6 +293,20 @@ impl Image {
     /// Its last writes failed.
     pub fn close(self) -> Result<(), Failure> {
         wait(self.backend.close())
+    }
+}
+
+/// An error about an option in the words of QEMU's tools.
+fn about_options(text: String, driver: &str) -> String {
+    let option = text.strip_prefix("option '").and_then(|rest| rest.split_once("': "));
+    match option {
+        Some(("file", "must be given")) => {
+            "A block device must be specified for \"file\"".to_owned()
+        }
+        Some((name, "is unknown here")) if !driver.is_empty() && !name.contains('.') => {
+            format!("Block format '{driver}' does not support the option '{name}'")
+        }
+        _ => text,
     }
 }
 
