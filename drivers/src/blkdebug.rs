@@ -25,7 +25,7 @@ mod rules;
 mod tests;
 
 pub use breakpoints::{BreakpointError, Notice};
-pub use options::{BlkdebugOptions, parse_file_name};
+pub use options::BlkdebugOptions;
 pub use rules::{Injection, IoKinds, Rule};
 
 use blockplex_graph::driver::{AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, Role};
@@ -97,8 +97,13 @@ impl Blkdebug {
         self.breakpoints.is_suspended(tag)
     }
 
-    /// Waits until somebody waits under the name `tag`.
-    pub async fn wait_suspended(&self, tag: &str) {
+    /// Lets everybody go on that waits, and takes all breakpoints away.
+    pub fn release_all(&self) {
+        self.breakpoints.release_all();
+    }
+
+    /// Waits until somebody waits under the name `tag`, or without one, under any.
+    pub async fn wait_suspended(&self, tag: Option<&str>) {
         self.breakpoints.wait_suspended(tag).await;
     }
 

@@ -172,7 +172,7 @@ fn a_request_waits_at_a_breakpoint_until_it_is_resumed() {
     blkdebug(&view).break_at(DebugEvent::PwritevRmwAfterHead, "A");
     let writer = disk.clone();
     let writing = std::thread::spawn(move || writer.blocking().write(100, &[1; 100]));
-    block_on(blkdebug(&view).wait_suspended("A")).expect("off a loop");
+    block_on(blkdebug(&view).wait_suspended(Some("A"))).expect("off a loop");
     // Others overtake it.
     disk.blocking().write(4096, &[2; 512]).unwrap();
     assert!(blkdebug(&view).is_suspended("A") && !writing.is_finished());
@@ -320,7 +320,7 @@ fn every_step_of_a_read_and_a_write_of_qcow2_can_be_stopped() {
         blkdebug(&view).break_at(event, "tag");
         let user = disk.clone();
         let running = std::thread::spawn(move || user.blocking().run(request).map(drop));
-        block_on(blkdebug(&view).wait_suspended("tag")).expect("off a loop");
+        block_on(blkdebug(&view).wait_suspended(Some("tag"))).expect("off a loop");
         assert!(!running.is_finished(), "{event:?}");
         blkdebug(&view).resume("tag").unwrap();
         running.join().unwrap().unwrap();

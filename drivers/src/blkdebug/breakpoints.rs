@@ -86,10 +86,20 @@ impl Breakpoints {
         self.waiting.lock().suspended.values().any(|who| who.tag == tag)
     }
 
-    pub(super) async fn wait_suspended(&self, tag: &str) {
+    pub(super) fn release_all(&self) {
+        let released = {
+            let mut waiting = self.waiting.lock();
+            waiting.breakpoints.clear();
+            std::mem::take(&mut waiting.suspended)
+        };
+        released.into_values().filter_map(|who| who.waker).for_each(Waker::wake);
+    }
+
+    pub(super) async fn wait_suspended(&self, tag: Option<&str>) {
         poll_fn(|cx| {
             let mut waiting = self.waiting.lock();
-            if waiting.suspended.values().any(|who| who.tag == tag) {
+            let meant = |who: &Suspended| tag.is_none_or(|tag| who.tag == tag);
+            if waiting.suspended.values().any(meant) {
                 return Poll::Ready(());
             }
             waiting.spectators.retain(|waker| !waker.will_wake(cx.waker()));

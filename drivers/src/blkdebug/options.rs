@@ -8,8 +8,6 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
-/// What begins a file name of this driver.
-const PREFIX: &str = "blkdebug:";
 /// Limits are below this.
 const MAX_LIMIT: u64 = i32::MAX as u64;
 
@@ -151,23 +149,6 @@ fn read_config(name: String) -> Result<(String, String)> {
         return Err(Error::new(ErrorKind::LimitExceeded, text));
     }
     Ok((name, text))
-}
-
-/// The configuration file (which may be empty) and the image in `blkdebug:CONFIG:IMAGE`; none for a
-/// name of another kind.
-///
-/// # Errors
-///
-/// It begins so and names no image.
-pub fn parse_file_name(name: &str) -> Result<Option<(&str, &str)>> {
-    let Some(rest) = name.strip_prefix(PREFIX) else { return Ok(None) };
-    match rest.split_once(':') {
-        Some(parts) => Ok(Some(parts)),
-        None => {
-            let text = "blkdebug requires both config file and image path";
-            Err(Error::new(ErrorKind::InvalidArgument, text))
-        }
-    }
 }
 
 fn take_rule(section: Section, tree: &mut OptionTree) -> Result<Rule, OptionError> {

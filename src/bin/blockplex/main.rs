@@ -23,6 +23,7 @@ mod command_line;
 mod images;
 #[expect(dead_code, reason = "some of it is for commands that are not there yet")]
 mod img;
+mod io;
 mod random;
 mod stress;
 #[expect(dead_code, reason = "some of it is for commands that are not there yet")]
@@ -31,7 +32,6 @@ mod units;
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
 /// An image tool: its subcommand, the name of its link, and what runs it.
 type ImageTool = (&'static str, &'static str, fn(Tool, Vec<String>) -> ExitCode);
 
-const IMAGE_TOOLS: &[ImageTool] = &[("img", "qemu-img", img::run)];
+const IMAGE_TOOLS: &[ImageTool] = &[("img", "qemu-img", img::run), ("io", "qemu-io", io::run)];
 
 /// Runs the image tool that the arguments call, if they call one.
 fn run_tool(mut words: impl Iterator<Item = OsString>) -> Option<ExitCode> {
@@ -95,12 +95,14 @@ fn install_log() {
 
     let filter =
         EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
 /// Whether the reader of our output went away: nobody is left to tell.
 fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// An error and its sources in one line, outermost first.
@@ -124,7 +126,7 @@ mod tests {
     use super::*;
 
     #[derive(Debug)]
-    struct Outer(io::Error, &'static str);
+    struct Outer(std::io::Error, &'static str);
 
     impl std::fmt::Display for Outer {
         fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -140,15 +142,15 @@ mod tests {
 
     #[test]
     fn a_message_names_the_source_once() {
-        let plain = Outer(io::Error::other("no such disk"), "cannot open a.qcow2");
+        let plain = Outer(std::io::Error::other("no such disk"), "cannot open a.qcow2");
         assert_eq!(message(&plain), "cannot open a.qcow2: no such disk");
-        let quoting = Outer(io::Error::other("no such disk"), "a.qcow2: no such disk");
+        let quoting = Outer(std::io::Error::other("no such disk"), "a.qcow2: no such disk");
         assert_eq!(message(&quoting), "a.qcow2: no such disk");
     }
 
     #[test]
     fn only_a_broken_pipe_is_silent() {
-        assert!(is_broken_pipe(&io::Error::from(io::ErrorKind::BrokenPipe)));
-        assert!(!is_broken_pipe(&io::Error::from(io::ErrorKind::NotFound)));
+        assert!(is_broken_pipe(&std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
+        assert!(!is_broken_pipe(&std::io::Error::from(std::io::ErrorKind::NotFound)));
     }
 }

@@ -12,7 +12,7 @@ use blockplex_io::buffer::IoVector;
 impl Qcow2 {
     /// The guest offset where the VM state begins, in bytes: that of the first L1 entry that maps
     /// nothing of the disk.
-    pub(in crate::qcow2) fn vm_state_start(&self) -> u64 {
+    pub fn vm_state_start(&self) -> u64 {
         // Both factors come from a size that was checked.
         self.geometry.l1_entries_for(self.disk_size()) * self.geometry.bytes_per_l1_entry()
     }

@@ -29,6 +29,13 @@ pub struct Opt {
     takes_value: bool,
 }
 
+impl Opt {
+    /// What the option is known by.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
 /// `--name`, `-s`.
 pub const fn opt(name: &'static str, short: char) -> Opt {
     Opt { name, short: Some(short), is_long: true, takes_value: false }

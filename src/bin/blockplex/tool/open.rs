@@ -64,6 +64,8 @@ pub struct ImageOpenOptions {
     /// Further options of the image's node, by their dotted names (`detect-zeroes`,
     /// `encrypt.key-secret`).
     pub options: Vec<(String, String)>,
+    /// The same, but whatever the name says.
+    pub overrides: Vec<(String, String)>,
 }
 
 impl ImageOpenOptions {
@@ -73,7 +75,11 @@ impl ImageOpenOptions {
     }
 
     /// The description of the image's nodes.
-    fn tree(&self) -> Result<OptionTree, Failure> {
+    ///
+    /// # Errors
+    ///
+    /// The name, or a driver in it, is none.
+    pub fn tree(&self) -> Result<OptionTree, Failure> {
         let mut tree = if self.image_opts { self.tree_of_options()? } else { self.tree_of_name()? };
         let named = |tree: &OptionTree, name| tree.get(name).cloned();
         if let Some(Value::String(driver)) = named(&tree, "driver")
@@ -147,6 +153,9 @@ impl ImageOpenOptions {
                 .set("cache.direct", self.cache.direct)
                 .set("cache.no-flush", self.cache.no_flush);
         }
+        for (name, value) in &self.overrides {
+            options = options.set(name, value.as_str());
+        }
         Ok(options)
     }
 }
@@ -203,9 +212,16 @@ impl Tool {
         let image = self.open_quietly(options).map_err(|failure| {
             failure.prefixed(&format!("Could not open '{}': ", options.filename))
         })?;
-        let guarded = image.view()?.driver_as::<Raw>().is_some_and(Raw::is_guarded);
-        if guarded {
-            let name = &options.filename;
+        self.warn_if_guarded(&image);
+        Ok(image)
+    }
+
+    /// Warns of an image that was guessed to be raw.
+    pub fn warn_if_guarded(&self, image: &Image) {
+        let view = image.view().ok();
+        let raw = view.as_ref().and_then(|view| view.driver_as::<Raw>());
+        if raw.is_some_and(Raw::is_guarded) {
+            let name = &image.filename;
             eprintln!(
                 "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n\
                  \x20        Automatically detecting the format is dangerous for raw images, write \
@@ -213,7 +229,6 @@ impl Tool {
                  \x20        Specify the 'raw' format explicitly to remove the restrictions."
             );
         }
-        Ok(image)
     }
 
     /// The same, without the words before the error and without the warning.
