@@ -1,5 +1,6 @@
 //! How a tree of nodes is described: QEMU's option names, in three spellings, or typed.
 
+use blockplex_drivers::crypto::{Secret, Secrets};
 use blockplex_drivers::open_gate::OpenGate;
 use blockplex_drivers::options::{OptionError, OptionTree, Value};
 use blockplex_graph::{Error, ErrorKind, Result};
@@ -24,6 +25,7 @@ use std::path::Path;
 pub struct OpenOptions {
     tree: OptionTree,
     gate: OpenGate,
+    secrets: Secrets,
     probe_formats: bool,
     image_alone: bool,
 }
@@ -65,6 +67,20 @@ impl OpenOptions {
         self
     }
 
+    /// Adds a secret, which options such as `encrypt.key-secret` refer to by `id`.
+    #[must_use]
+    pub fn secret(mut self, id: impl Into<String>, secret: Secret) -> OpenOptions {
+        self.secrets.insert(id, secret);
+        self
+    }
+
+    /// Sets all secrets that options may refer to.
+    #[must_use]
+    pub fn secrets(mut self, secrets: Secrets) -> OpenOptions {
+        self.secrets = secrets;
+        self
+    }
+
     /// Lets the first bytes of a file decide its format where nothing states it, in the tree
     /// and in backing files. For tools whose user asked for it by saying nothing: a guest that
     /// owns a raw disk decides what its first bytes are. What is taken for raw and can be written
@@ -96,8 +112,8 @@ impl OpenOptions {
         &self.tree
     }
 
-    pub(crate) fn into_parts(self) -> (OptionTree, OpenGate) {
-        (self.tree, self.gate)
+    pub(crate) fn into_parts(self) -> (OptionTree, OpenGate, Secrets) {
+        (self.tree, self.gate, self.secrets)
     }
 
     /// Whether the root is opened read-only.
@@ -109,7 +125,13 @@ impl OpenOptions {
 
 impl From<OptionTree> for OpenOptions {
     fn from(tree: OptionTree) -> OpenOptions {
-        OpenOptions { tree, gate: OpenGate::deny_all(), probe_formats: false, image_alone: false }
+        OpenOptions {
+            tree,
+            gate: OpenGate::deny_all(),
+            secrets: Secrets::default(),
+            probe_formats: false,
+            image_alone: false,
+        }
     }
 }
 

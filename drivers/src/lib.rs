@@ -10,11 +10,14 @@
 //! | [`qcow2`] | the qcow2 format | `file`, `backing` |
 //!
 //! Beside them: [`options`] (how nodes are described), [`open_gate`] (what an image may open by
-//! itself: nothing, unless granted) and [`probe`] (a suggestion of a format, never a decision).
+//! itself: nothing, unless granted), [`probe`] (a suggestion of a format, never a decision) and
+//! [`crypto`] (ciphers, LUKS, secrets).
 #![deny(missing_docs)]
 
 pub mod blkdebug;
+pub mod crypto;
 pub mod file;
+mod join;
 pub mod memory;
 pub mod null;
 pub mod open_gate;

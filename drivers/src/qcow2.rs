@@ -79,7 +79,7 @@ pub mod header;
 mod header_update;
 pub mod image_layout;
 mod integrity;
-mod join;
+
 mod l1_table;
 mod layers;
 mod limbo;
@@ -102,7 +102,7 @@ mod status;
 pub mod subcluster;
 mod subclusters;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -113,6 +113,7 @@ pub use image_layout::CreateOptions;
 pub use open::{BackingReference, ImageInformation, Qcow2Options};
 pub use snapshot::{MAX_SNAPSHOT_NAME_BYTES, NewSnapshot, Snapshot, SnapshotSelector};
 
+use crate::join;
 use blockplex_drain::Grace;
 use blockplex_io::lock::{CoMutex, RangeLock};
 use codec::{Compressor, Decompressor};

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 /// Waits until all of `futures` have ended, whatever fails: nothing goes on behind the caller's
 /// back. Gives the first error in their order.
-pub(super) async fn join_all(futures: Vec<LocalFuture<'_, Result<()>>>) -> Result<()> {
+pub(crate) async fn join_all(futures: Vec<LocalFuture<'_, Result<()>>>) -> Result<()> {
     let mut waiting: Vec<_> = futures.into_iter().map(Some).collect();
     let mut results: Vec<Result<()>> = waiting.iter().map(|_| Ok(())).collect();
     poll_fn(|context| {

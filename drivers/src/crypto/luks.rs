@@ -1,0 +1,52 @@
+//! LUKS, version 1: a header that keeps a payload's key under up to eight passwords.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`header`] | the header: from bytes, with every rule checked, and back to bytes |
+//! | `key_slot` | a key in a slot, from a password and back |
+//! | `create` | a new header |
+//! | `change` | passwords come and go |
+//! | `speed` | how many iterations a time is worth |
+//!
+//! The header may start anywhere in a file: functions take the [`Place`].
+
+mod change;
+mod create;
+pub mod header;
+mod key_slot;
+mod speed;
+
+pub use change::{SlotChange, change_slots};
+pub use create::{Fresh, LuksCreateOptions, create, header_bytes};
+pub use header::{KeySlot, LuksHeader};
+pub use key_slot::MasterKey;
+
+use blockplex_graph::{Child, Result};
+use blockplex_io::buffer::IoVector;
+
+/// The most iterations of a key derivation that are accepted, unless the caller says otherwise. A
+/// fast machine makes slots of some ten million iterations in the two seconds that the peer takes
+/// by default; this is a few times as many.
+pub const DEFAULT_MAX_ITERATIONS: u32 = 32_000_000;
+
+/// Key slots of a header.
+pub const SLOTS: usize = 8;
+
+/// Where a header is.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// The file.
+    pub file: &'a Child,
+    /// The first byte of the header.
+    pub offset: u64,
+    /// Bytes of the file from there on that belong to the header: key slots lie within.
+    pub length: u64,
+}
+
+impl Place<'_> {
+    async fn read(&self, start: u64, length: usize) -> Result<Vec<u8>> {
+        let memory = IoVector::zeroed(length);
+        self.file.read(self.offset + start, memory.clone()).await?;
+        Ok(memory.to_vec())
+    }
+}
