@@ -82,7 +82,7 @@ impl<'a> Opener<'a> {
     ) -> Result<Opened> {
         let probing = options.probes_formats();
         let image_alone = options.is_image_alone();
-        let (tree, gate) = options.into_parts();
+        let (tree, gate, _) = options.into_parts();
         let mut opener = Opener {
             layer,
             local,
@@ -256,7 +256,7 @@ pub(crate) fn filter(
     below: NodeId,
     options: OpenOptions,
 ) -> Result<(Option<String>, Box<dyn Driver>, NodeOptions)> {
-    let (mut tree, _) = options.into_parts();
+    let (mut tree, _, _) = options.into_parts();
     let name = tree.take_str("node-name").map_err(invalid)?;
     let topology = layer.graph().topology();
     let view = topology.node(below).ok_or_else(|| {
