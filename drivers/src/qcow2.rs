@@ -25,6 +25,8 @@
 //! | `data_file` | where the guest's clusters are: the file, or an external data file |
 //! | `discard` | which discards reach the file |
 //! | `refcounts`, `limbo` | free clusters, those on their way to being free, and how far the file reaches |
+//! | `cache_sizes`, `cache_cleaning`, `reopen` | how large the caches are, what leaves them, new options |
+//! | `lazy_refcounts` | refcounts that are written late |
 //! | `writeback` | the order in which metadata reaches the disk |
 //! | `snapshot` | internal snapshots, and the VM state that they have |
 //! | `integrity` | the first write, and damaged images |
@@ -63,6 +65,8 @@
 //! mutexes that are held for some instructions.
 
 pub mod amend;
+mod cache_cleaning;
+mod cache_sizes;
 pub mod check;
 pub mod codec;
 mod compressed_write;
@@ -82,6 +86,7 @@ mod integrity;
 
 mod l1_table;
 mod layers;
+mod lazy_refcounts;
 mod limbo;
 mod loader;
 mod lookup;
@@ -92,6 +97,7 @@ mod preallocate;
 mod read;
 pub mod refcount_block;
 mod refcounts;
+mod reopen;
 mod resize;
 mod shrink;
 mod slice;
@@ -116,6 +122,7 @@ pub use snapshot::{MAX_SNAPSHOT_NAME_BYTES, NewSnapshot, Snapshot, SnapshotSelec
 use crate::join;
 use blockplex_drain::Grace;
 use blockplex_io::lock::{CoMutex, RangeLock};
+use cache_cleaning::CacheCleaning;
 use codec::{Compressor, Decompressor};
 use data_file::ExternalData;
 use discard::DiscardRules;
@@ -124,6 +131,7 @@ use geometry::Geometry;
 use header::Header;
 use integrity::Integrity;
 use l1_table::L1Table;
+use lazy_refcounts::LazyRefcounts;
 use limbo::Limbo;
 use parking_lot::Mutex;
 use refcounts::Refcounts;
@@ -156,6 +164,8 @@ pub struct Qcow2 {
     l1_turns: Box<[CoMutex<()>]>,
     slices: Arc<SliceCache>,
     refcounts: Arc<Refcounts>,
+    cleaning: Arc<CacheCleaning>,
+    lazy: Arc<LazyRefcounts>,
     /// The edge to what holds the guest's clusters.
     data_edge: usize,
     external: Option<ExternalData>,

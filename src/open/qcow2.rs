@@ -380,6 +380,8 @@ fn take_settings(tree: &mut OptionTree) -> Result<Qcow2Options> {
         pass_discard_snapshot: tree.take_bool("pass-discard-snapshot").map_err(invalid)?,
         pass_discard_other: tree.take_bool("pass-discard-other").map_err(invalid)?,
         discard_no_unref: tree.take_bool("discard-no-unref").map_err(invalid)?,
+        cache_clean_interval: tree.take_u64("cache-clean-interval").map_err(invalid)?,
+        lazy_refcounts: tree.take_bool("lazy-refcounts").map_err(invalid)?,
         without_data_file: false,
     })
 }

@@ -1,22 +1,16 @@
 //! The driver contract: tier 1, and who serves what in tier 2.
 
 use super::Qcow2;
-use super::discard::DiscardRules;
 use super::layers::{Layers, NOWHERE};
 use super::lookup::Place;
-use super::open::{CacheSizes, Qcow2Options};
-use super::refcounts::Refcounts;
-use super::slice_cache::SliceCache;
 use blockplex_drain::GracePin;
 use blockplex_graph::driver::{
     AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, PreparedReopen, Role,
 };
 use blockplex_graph::{
-    Access, DiscardMode, Error, ErrorKind, Limits, NodeIo, NodeView, Outcome, Request, RequestKind,
-    Result,
+    Access, DiscardMode, Limits, NodeIo, NodeView, Outcome, Request, RequestKind, Result,
 };
 use std::any::Any;
-use std::sync::Arc;
 
 impl Qcow2 {
     fn map_read(&self, node: &NodeView, request: &MapRequest<'_>) -> Map {
@@ -145,44 +139,17 @@ impl Driver for Qcow2 {
         Box::pin(self.serve_request(io, request))
     }
 
-    /// Takes a [`Qcow2Options`]: the sizes of the caches and the rules for discards change.
+    /// Takes a [`Qcow2Options`](super::Qcow2Options): caches, late refcounts and the rules
+    /// for discards change.
     fn reopen<'a>(
         &'a self,
-        _io: &'a NodeIo,
+        io: &'a NodeIo,
         options: Box<dyn Any>,
     ) -> LocalFuture<'a, Result<Box<dyn PreparedReopen>>> {
-        Box::pin(async move {
-            let Ok(options) = options.downcast::<Qcow2Options>() else {
-                let text = "not options of a qcow2 node";
-                return Err(Error::new(ErrorKind::InvalidArgument, text));
-            };
-            let sizes = self.new_cache_sizes(&options)?;
-            DiscardRules::check(&options, self.version)?;
-            let (slices, refcounts) = (self.slices.clone(), self.refcounts.clone());
-            let (discards, rules) = (self.discards.clone(), DiscardRules::new(&options));
-            Ok(Box::new(NewSettings { slices, refcounts, sizes, discards, rules })
-                as Box<dyn PreparedReopen>)
-        })
+        Box::pin(self.prepare_reopen(io, options))
     }
 
     fn close<'a>(&'a self, io: &'a NodeIo) -> LocalFuture<'a, Result<()>> {
         Box::pin(async move { self.finish(&Layers::of(io)?).await })
-    }
-}
-
-/// Caches of other sizes and other rules, prepared.
-struct NewSettings {
-    slices: Arc<SliceCache>,
-    refcounts: Arc<Refcounts>,
-    sizes: CacheSizes,
-    discards: Arc<DiscardRules>,
-    rules: DiscardRules,
-}
-
-impl PreparedReopen for NewSettings {
-    fn commit(self: Box<Self>) {
-        self.slices.set_capacity(self.sizes.slices);
-        self.refcounts.set_cache_bytes(self.sizes.refcounts);
-        self.discards.set(&self.rules);
     }
 }

@@ -113,7 +113,7 @@ impl Qcow2 {
 }
 
 /// Writes the feature bits, and nothing else of the header.
-async fn write_features(file: &Child, header: &super::header::Header) -> Result<()> {
+pub(super) async fn write_features(file: &Child, header: &super::header::Header) -> Result<()> {
     let words =
         [header.incompatible_features, header.compatible_features, header.autoclear_features];
     let bytes = words.map(u64::to_be_bytes);

@@ -64,7 +64,7 @@ impl Qcow2 {
         // The tables that they are of are gone.
         self.slices.clear();
         let used = self.refcounts.count_only((offset, entries * 8));
-        self.flush(layers).await?;
+        self.between_rounds(async || self.full_round(layers).await).await?;
         self.discard_gaps(layers, &used).await;
         Ok(())
     }

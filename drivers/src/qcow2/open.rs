@@ -5,6 +5,8 @@
 //! and lets a read-only one pass, so that data can be rescued.
 
 use super::Qcow2;
+use super::cache_cleaning::{CacheCleaning, DEFAULT_CLEAN_INTERVAL};
+use super::cache_sizes::{cache_sizes, slice_bits};
 use super::check::{CheckOptions, Fix, check};
 use super::data_file::ExternalData;
 use super::discard::DiscardRules;
@@ -14,6 +16,7 @@ use super::header::{CompressionType, Header, PROBE_BYTES, feature};
 use super::integrity::Integrity;
 use super::l1_table::L1Table;
 use super::layers::{DATA, FILE, NOWHERE};
+use super::lazy_refcounts::{LazyRefcounts, wants_lazy};
 use super::limbo::Limbo;
 use super::loader::L1_TURNS;
 use super::refcounts::Refcounts;
@@ -29,26 +32,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-/// The slices of an image's L2 tables are kept up to this many bytes, unless an option says
-/// otherwise: enough for 64 GiB of disk with clusters of 64 KiB.
-const DEFAULT_L2_CACHE: u64 = 8 << 20;
-/// The size of a slice in bytes, unless an option says otherwise or clusters are smaller.
-const DEFAULT_SLICE: u64 = 4096;
-/// Refcount blocks kept, unless an option says otherwise.
-const DEFAULT_BLOCKS: u64 = 4;
-/// The smallest slice, in bytes.
-const MIN_SLICE: u64 = 512;
-
 /// Options of an open image, under the names that QEMU has for them. All sizes in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Qcow2Options {
     /// `cache-size`: bounds both caches together.
     pub cache_size: Option<u64>,
     /// `l2-cache-size`: bounds the L2 tables in memory; default: what the disk needs, at most
-    /// 8 MiB.
+    /// 32 MiB.
     pub l2_cache_size: Option<u64>,
     /// `l2-cache-entry-size`: the part of an L2 table that is read and kept as one; a power of
-    /// two from 512 to the cluster size, default 4096. Cannot be changed while the image is open.
+    /// two from 512 to the cluster size, default 4096 or a smaller cluster. Cannot be changed while
+    /// the image is open.
     pub l2_cache_entry_size: Option<u64>,
     /// `refcount-cache-size`: bounds the refcount blocks in memory; default and least: 4
     /// clusters.
@@ -63,6 +57,12 @@ pub struct Qcow2Options {
     /// `discard-no-unref`: discarded clusters keep their place in the image; default: off. Needs
     /// version 3.
     pub discard_no_unref: Option<bool>,
+    /// `cache-clean-interval`: what was not used for so many seconds leaves the caches; 0: nothing
+    /// does. Default 600.
+    pub cache_clean_interval: Option<u64>,
+    /// `lazy-refcounts`: refcounts are written late, under the dirty bit. Default: what the image
+    /// says. Version 3 only.
+    pub lazy_refcounts: Option<bool>,
     /// `data-file` is null: the image is opened, read-only, without its external data file. What
     /// its metadata says can be read, its data cannot.
     pub without_data_file: bool,
@@ -111,14 +111,6 @@ pub struct ImageInformation {
     pub extended_l2: bool,
 }
 
-/// The sizes of the caches.
-pub(super) struct CacheSizes {
-    /// Slices.
-    pub(super) slices: usize,
-    /// Bytes of refcount blocks.
-    pub(super) refcounts: u64,
-}
-
 impl Qcow2 {
     /// Opens the image in `file`: reads and checks header, L1 table and refcount table. On a loop;
     /// the file's permissions must allow reading, for a read-write open also writing and resizing.
@@ -152,6 +144,7 @@ impl Qcow2 {
         }
         DiscardRules::check(&options, header.version)?;
         let geometry = header.geometry();
+        let lazy = LazyRefcounts::new(wants_lazy(&options, &header)?);
         let slice_bits = slice_bits(&options, &geometry)?;
         let sizes = cache_sizes(&options, &geometry, header.size, slice_bits)?;
         let snapshot_table = snapshot::table::read(file, &header, file_length).await?;
@@ -180,6 +173,10 @@ impl Qcow2 {
             bad_blocks?;
             check_counted(&refcounts, &header, file).await?;
         }
+        let (slices, refcounts) = (Arc::new(SliceCache::new(sizes.slices)), Arc::new(refcounts));
+        let cleaning = CacheCleaning::new(&slices, &refcounts);
+        let interval = options.cache_clean_interval.unwrap_or(DEFAULT_CLEAN_INTERVAL);
+        cleaning.prepare(file.local(), interval).begin();
         Ok(Qcow2 {
             geometry,
             version: header.version,
@@ -190,8 +187,10 @@ impl Qcow2 {
             bad_tables,
             l1: L1Table::new(header.l1_table_offset, &l1),
             l1_turns: (0..L1_TURNS).map(|_| CoMutex::new(())).collect(),
-            slices: Arc::new(SliceCache::new(sizes.slices)),
-            refcounts: Arc::new(refcounts),
+            slices,
+            refcounts,
+            cleaning,
+            lazy: Arc::new(lazy),
             data_edge: match (header.has_data_file(), options.without_data_file) {
                 (false, _) => FILE,
                 (true, false) => DATA,
@@ -229,19 +228,6 @@ impl Qcow2 {
     /// What the image said of itself when it was opened.
     pub fn information(&self) -> &ImageInformation {
         &self.information
-    }
-
-    /// The caches that `options` ask for; the slices of an open image keep their size.
-    pub(super) fn new_cache_sizes(&self, options: &Qcow2Options) -> Result<CacheSizes> {
-        if options.snapshot != self.shown {
-            let text = "the snapshot that a node shows cannot be changed while the image is open";
-            return Err(Error::new(ErrorKind::NotSupported, text));
-        }
-        if slice_bits(options, &self.geometry)? != self.slice_bits {
-            let text = "l2-cache-entry-size cannot be changed while the image is open";
-            return Err(Error::new(ErrorKind::NotSupported, text));
-        }
-        cache_sizes(options, &self.geometry, self.disk_size(), self.slice_bits)
     }
 }
 
@@ -450,86 +436,5 @@ fn information(header: &Header) -> ImageInformation {
         data_file: header.extensions.data_file_name.clone().filter(|_| header.has_data_file()),
         data_file_raw: header.has_raw_data_file(),
         extended_l2: geometry.extended_l2(),
-    }
-}
-
-/// The base-2 logarithm of the entries of a slice.
-fn slice_bits(options: &Qcow2Options, geometry: &Geometry) -> Result<u32> {
-    let default = DEFAULT_SLICE.min(geometry.cluster_size());
-    let bytes = options.l2_cache_entry_size.unwrap_or(default);
-    if !bytes.is_power_of_two() || !(MIN_SLICE..=geometry.cluster_size()).contains(&bytes) {
-        let text = format!(
-            "l2-cache-entry-size {bytes} is not a power of two from {MIN_SLICE} to the cluster size {}",
-            geometry.cluster_size()
-        );
-        return Err(Error::new(ErrorKind::InvalidArgument, text));
-    }
-    Ok(bytes.trailing_zeros() - geometry.l2_entry_order())
-}
-
-fn cache_sizes(
-    options: &Qcow2Options,
-    geometry: &Geometry,
-    size: u64,
-    slice_bits: u32,
-) -> Result<CacheSizes> {
-    let Qcow2Options { cache_size, l2_cache_size, refcount_cache_size, .. } = *options;
-    let refuse = |text| Err(Error::new(ErrorKind::InvalidArgument, text));
-    if let Some(total) = cache_size {
-        if l2_cache_size.is_some() && refcount_cache_size.is_some() {
-            return refuse("cache-size goes with l2-cache-size or refcount-cache-size, not both");
-        }
-        if l2_cache_size.or(refcount_cache_size).is_some_and(|part| part > total) {
-            return refuse("a part of the caches exceeds cache-size");
-        }
-    }
-    let slice_bytes = geometry.l2_entry_bytes() << slice_bits;
-    let entries = geometry.clusters_for(size).saturating_mul(geometry.l2_entry_bytes());
-    let needed = entries.next_multiple_of(slice_bytes);
-    let least = DEFAULT_BLOCKS << geometry.cluster_bits();
-    let refcounts = match (refcount_cache_size, cache_size, l2_cache_size) {
-        (Some(bytes), _, _) => bytes,
-        (None, Some(total), Some(l2)) => total - l2,
-        (None, Some(total), None) => total.saturating_sub(needed).max(total / 4).min(least),
-        (None, None, _) => least,
-    };
-    let l2 = match (l2_cache_size, cache_size) {
-        (Some(bytes), _) => bytes,
-        (None, Some(total)) => total.saturating_sub(refcounts),
-        (None, None) => needed.min(DEFAULT_L2_CACHE),
-    };
-    // More than the disk has are never filled.
-    let slices = (l2.min(needed) / slice_bytes).max(2) as usize;
-    Ok(CacheSizes { slices, refcounts })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sizes(options: Qcow2Options, disk: u64) -> Result<(u64, u64)> {
-        let geometry = Geometry::new(16, 4, false).unwrap();
-        let bits = slice_bits(&options, &geometry)?;
-        let sizes = cache_sizes(&options, &geometry, disk, bits)?;
-        Ok(((sizes.slices as u64) << (bits + 3), sizes.refcounts))
-    }
-
-    #[test]
-    fn caches_are_no_larger_than_the_disk_needs_nor_than_asked() {
-        let none = Qcow2Options::default();
-        assert_eq!(sizes(none.clone(), 1 << 40).unwrap(), (8 << 20, 4 << 16));
-        assert_eq!(sizes(none.clone(), 1 << 30).unwrap(), (128 << 10, 4 << 16));
-        let total = Qcow2Options { cache_size: Some(1 << 20), ..none.clone() };
-        assert_eq!(sizes(total.clone(), 1 << 40).unwrap(), (768 << 10, 256 << 10));
-        let part = Qcow2Options { l2_cache_size: Some(512 << 10), ..total.clone() };
-        assert_eq!(sizes(part.clone(), 1 << 40).unwrap(), (512 << 10, 512 << 10));
-        let both = Qcow2Options { refcount_cache_size: Some(1), ..part };
-        assert!(sizes(both, 1 << 40).is_err());
-        let huge = Qcow2Options { l2_cache_size: Some(u64::MAX), ..none.clone() };
-        assert_eq!(sizes(huge, 1 << 30).unwrap().0, 128 << 10);
-        for bad in [0, 256, 513, 1 << 17] {
-            let entry = Qcow2Options { l2_cache_entry_size: Some(bad), ..none.clone() };
-            assert!(sizes(entry, 1 << 30).is_err(), "{bad}");
-        }
     }
 }

@@ -37,6 +37,7 @@ pub(super) struct Refcounts {
 
 /// What of the refcounts has to be written, in this order with a flush before each but the first:
 /// blocks, table, (for a table in a new place) the header.
+#[derive(Default)]
 pub(super) struct RefcountWork {
     /// Offset in the file, and bytes.
     pub(super) blocks: Vec<(u64, Vec<u8>)>,
@@ -80,6 +81,22 @@ impl Refcounts {
         let mut allocation = self.allocation.lock();
         let blocks = bytes >> allocation.geometry.cluster_bits();
         allocation.max_blocks = blocks.max(4) as usize;
+    }
+
+    /// Forgets the blocks that were not used since the last call and are as in the file.
+    pub(super) fn remove_unused(&self) {
+        self.allocation.lock().remove_unused();
+    }
+
+    /// Blocks that differ from the file.
+    pub(super) fn dirty_blocks(&self) -> usize {
+        self.allocation.lock().blocks.values().filter(|block| !block.is_clean()).count()
+    }
+
+    /// Blocks in memory now.
+    #[cfg(test)]
+    pub(super) fn blocks_in_memory(&self) -> usize {
+        self.allocation.lock().blocks.len()
     }
 
     /// Remembers that `length` bytes at `offset` hold metadata.

@@ -122,7 +122,7 @@ impl Qcow2 {
 
     async fn cut_file(&self, layers: &Layers) -> Result<()> {
         let dropped = self.refcounts.drop_empty_blocks(&layers.file).await?;
-        if let Err(error) = self.round(layers).await {
+        if let Err(error) = self.full_round(layers).await {
             self.refcounts.restore_blocks(&dropped);
             return Err(error);
         }
@@ -131,7 +131,7 @@ impl Qcow2 {
                 self.refcounts.release(&layers.file, block.offset, 1).await?;
             }
         }
-        self.round(layers).await?;
+        self.full_round(layers).await?;
         self.refcounts.cut_file(&layers.file).await
     }
 }

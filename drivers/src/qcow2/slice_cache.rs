@@ -137,6 +137,11 @@ impl SliceCache {
         self.directory.clear();
     }
 
+    /// Forgets the slices that were not used since the last call and are as on disk.
+    pub(super) fn remove_unused(&self) {
+        self.directory.remove_all_unused();
+    }
+
     /// Slices in memory now.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {

@@ -10,6 +10,7 @@ mod creation;
 mod data_file;
 mod faults;
 mod fuzz;
+mod options;
 mod resizing;
 mod snapshot_work;
 mod snapshots;

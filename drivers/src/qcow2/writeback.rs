@@ -24,6 +24,8 @@
 //!   place before the header does.
 //! - **W5** Whoever waits for a round gets one that began after he came: a flush covers every
 //!   write that had completed before it (P2, Q16). Others that came before it began share it.
+//! - With lazy refcounts a round has no step 2 and 3 (but for the flush of step 2): the dirty bit
+//!   stands in for W1 and W4 (Y1 in `lazy_refcounts`).
 //! - **W6** A round that fails leaves everything dirty that it had taken.
 
 use super::Qcow2;
@@ -119,15 +121,35 @@ impl Qcow2 {
         work().await
     }
 
-    /// One round. Only with the turn.
+    /// One round. Only with the turn. It may leave the refcounts out (`lazy_refcounts`).
     pub(super) async fn round(&self, layers: &Layers) -> Result<()> {
+        let defers = self.defers_refcounts(&layers.file).await?;
+        self.write_round(layers, defers).await?;
+        if !defers && self.may_mark_clean() {
+            return self.mark_clean(&layers.file).await;
+        }
+        Ok(())
+    }
+
+    /// One round that leaves nothing out. Only with the turn.
+    pub(super) async fn full_round(&self, layers: &Layers) -> Result<()> {
+        self.write_round(layers, false).await
+    }
+
+    async fn write_round(&self, layers: &Layers, defers: bool) -> Result<()> {
         let number = self.rounds.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let sectors = self.l1.take_dirty();
         let slices = self.slices.take_dirty();
-        let refcounts = self.refcounts.take_dirty();
+        let refcounts = match defers {
+            true => RefcountWork::default(),
+            false => self.refcounts.take_dirty(),
+        };
         let work = Work { sectors, slices, refcounts };
         let result = self.write_work(layers, &work).await;
-        let unused = self.refcounts.settle(&work.refcounts, result.is_ok());
+        let unused = match defers {
+            true => Vec::new(),
+            false => self.refcounts.settle(&work.refcounts, result.is_ok()),
+        };
         if result.is_err() {
             self.l1.put_back(&work.sectors);
             self.slices.put_back(work.slices);
@@ -259,6 +281,13 @@ impl Qcow2 {
         self.flush(layers).await?;
         // What was freed is free in memory now; write that, too.
         self.flush(layers).await?;
+        self.between_rounds(async || {
+            if self.lazy.is_wanted() {
+                self.full_round(layers).await?;
+            }
+            self.mark_clean(&layers.file).await
+        })
+        .await?;
         self.refcounts.trim_file(&layers.file).await
     }
 }

@@ -31,6 +31,8 @@ pub(super) struct Allocation {
     pub(super) blocks: HashMap<u64, Block>,
     pub(super) max_blocks: usize,
     clock: u64,
+    /// What the clock was when unused blocks were last removed.
+    cleaned: u64,
     /// No cluster before it is free.
     pub(super) hint: u64,
     /// No cluster from here on was handed out since the image was opened, and all of them lie
@@ -100,6 +102,7 @@ impl Allocation {
             blocks: HashMap::new(),
             max_blocks: 4,
             clock: 0,
+            cleaned: 0,
             hint: 1,
             fresh: geometry.clusters_for(file_length),
             metadata: ClusterSet::default(),
@@ -258,6 +261,12 @@ impl Allocation {
             };
             self.blocks.remove(&oldest);
         }
+    }
+
+    /// Lets the blocks go that were not used since the last call.
+    pub(super) fn remove_unused(&mut self) {
+        let before = std::mem::replace(&mut self.cleaned, self.clock);
+        self.blocks.retain(|_, block| !block.is_clean() || block.stamp > before);
     }
 
     /// Makes the table longer, so that it has an entry `index`. It gets a new place at the end.

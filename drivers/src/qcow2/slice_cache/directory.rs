@@ -107,6 +107,13 @@ impl SliceDirectory {
         }
     }
 
+    /// Removes the slices that nobody refers to and that were not used since the last visit.
+    pub(super) fn remove_all_unused(&self) {
+        let mut order = self.order.lock();
+        let guard = epoch::pin();
+        order.retain(|number| !self.remove(*number, false, &guard));
+    }
+
     /// Slices in memory.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {

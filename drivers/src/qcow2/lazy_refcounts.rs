@@ -1,0 +1,106 @@
+//! Refcounts that are written late.
+//!
+//! A write-back then leaves refcount blocks and the refcount table out, as long as not too many
+//! blocks wait in memory. The image is marked dirty for that, and whoever opens it for writing
+//! after a crash counts its clusters anew.
+//!
+//! - **Y1** The dirty bit is durable before a table entry is written whose increment is not (it
+//!   stands in for W1 and W4).
+//! - **Y2** It goes only after a write-back that left nothing out: when the image is closed, and
+//!   when refcounts are to be written in time again.
+//! - **Y3** What a cut or a rebuild of the refcount structures takes back is written in time
+//!   (`shrink`, `make_empty`): a table must not name blocks that the file does not have.
+
+use super::Qcow2;
+use super::header::{Header, Version, feature};
+use super::integrity::write_features;
+use super::open::Qcow2Options;
+use blockplex_graph::{Child, Error, ErrorKind, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Changed refcount blocks that may wait in memory.
+const MANY_BLOCKS: usize = 32;
+
+/// See the page.
+pub(super) struct LazyRefcounts {
+    wanted: AtomicBool,
+    /// The dirty bit is set, durably.
+    marked: AtomicBool,
+}
+
+impl LazyRefcounts {
+    pub(super) fn new(wanted: bool) -> LazyRefcounts {
+        LazyRefcounts { wanted: AtomicBool::new(wanted), marked: AtomicBool::new(false) }
+    }
+
+    // Relaxed, everywhere here: `marked` is used with the turn of a round, and `wanted` is a flag
+    // of its own.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_wanted(&self, wanted: bool) {
+        self.wanted.store(wanted, Ordering::Relaxed);
+    }
+
+    fn is_marked(&self) -> bool {
+        self.marked.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether refcounts are to be written late.
+pub(super) fn wants_lazy(options: &Qcow2Options, header: &Header) -> Result<bool> {
+    let in_image = header.compatible_features & feature::LAZY_REFCOUNTS != 0;
+    let wanted = options.lazy_refcounts.unwrap_or(in_image);
+    if wanted && header.version < Version::V3 {
+        let text = "lazy-refcounts needs an image of version 3 (compat=1.1)";
+        return Err(Error::new(ErrorKind::InvalidArgument, text));
+    }
+    Ok(wanted)
+}
+
+impl Qcow2 {
+    /// Whether this round leaves the refcounts out; the image is marked dirty for that (Y1). With
+    /// the turn of a round.
+    pub(super) async fn defers_refcounts(&self, file: &Child) -> Result<bool> {
+        let changed = self.refcounts.dirty_blocks();
+        if !self.lazy.is_wanted() || changed == 0 || changed > MANY_BLOCKS {
+            return Ok(false);
+        }
+        if !self.lazy.is_marked() {
+            self.set_dirty_bit(file, true).await?;
+        }
+        Ok(true)
+    }
+
+    /// After a round that left nothing out: whether the mark is to go.
+    pub(super) fn may_mark_clean(&self) -> bool {
+        self.lazy.is_marked() && !self.lazy.is_wanted()
+    }
+
+    /// Marks the image clean if it is marked dirty (Y2). With the turn, after a round that left
+    /// nothing out.
+    pub(super) async fn mark_clean(&self, file: &Child) -> Result<()> {
+        if !self.lazy.is_marked() || self.is_broken() {
+            return Ok(());
+        }
+        self.set_dirty_bit(file, false).await
+    }
+
+    async fn set_dirty_bit(&self, file: &Child, dirty: bool) -> Result<()> {
+        let mut header = self.header.lock().await;
+        let before = header.incompatible_features;
+        header.incompatible_features =
+            if dirty { before | feature::DIRTY } else { before & !feature::DIRTY };
+        let written = match write_features(file, &header).await {
+            Ok(()) => file.flush().await,
+            failed => failed,
+        };
+        if written.is_err() {
+            header.incompatible_features = before;
+        }
+        let marked = if written.is_ok() { dirty } else { !dirty };
+        self.lazy.marked.store(marked, Ordering::Relaxed);
+        written
+    }
+}
