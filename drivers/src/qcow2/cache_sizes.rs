@@ -51,7 +51,7 @@ pub(super) fn cache_sizes(
     slice_bits: u32,
 ) -> Result<CacheSizes> {
     let Qcow2Options { cache_size, l2_cache_size, refcount_cache_size, .. } = *options;
-    let entry_bytes = u64::from(geometry.l2_entry_bytes());
+    let entry_bytes = geometry.l2_entry_bytes();
     let slice_bytes = entry_bytes << slice_bits;
     // All L2 tables of the disk, in whole tables.
     let all = geometry.clusters_for(size).saturating_mul(entry_bytes);
