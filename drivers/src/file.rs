@@ -229,6 +229,7 @@ impl File {
             zero: !data,
             allocated: true,
             offset: Some(offset),
+            file: Some(io.node().id()),
             ..BlockStatus::default()
         }))
     }
@@ -263,6 +264,12 @@ impl Driver for File {
 
     fn length(&self, _node: &NodeView) -> u64 {
         self.length.load(Ordering::Relaxed)
+    }
+
+    fn allocated_bytes(&self, _node: &NodeView) -> Option<u64> {
+        let stat = rustix::fs::fstat(&*self.descriptor().ok()?).ok()?;
+        // In units of 512 bytes, whatever the file system's blocks are.
+        u64::try_from(stat.st_blocks).ok()?.checked_mul(512)
     }
 
     fn limits(&self) -> Limits {

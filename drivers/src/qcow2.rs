@@ -137,6 +137,7 @@ use parking_lot::Mutex;
 use refcounts::Refcounts;
 use slice_cache::SliceCache;
 use snapshot::Snapshots;
+use status::Preallocated;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -173,6 +174,7 @@ pub struct Qcow2 {
     grace: Grace,
     limbo: Limbo,
     discards: Arc<DiscardRules>,
+    preallocated: Preallocated,
     /// Guest clusters whose mapping is being changed.
     ranges: RangeLock,
     rounds: Rounds,

@@ -91,6 +91,11 @@ impl Driver for Raw {
         self.size.map_or(rest, |size| size.min(rest))
     }
 
+    fn allocated_bytes(&self, node: &NodeView) -> Option<u64> {
+        let file = node.child(FILE).filter(|_| !self.has_window())?;
+        file.driver().allocated_bytes(file)
+    }
+
     fn limits(&self) -> Limits {
         Limits::UNLIMITED
     }

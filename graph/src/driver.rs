@@ -154,6 +154,11 @@ pub trait Driver: Any + Send + Sync {
     /// Its length in bytes now. `node` gives access to the children's lengths.
     fn length(&self, node: &NodeView) -> u64;
 
+    /// How much storage it takes, in bytes, if it can tell; less than its length where it is sparse.
+    fn allocated_bytes(&self, _node: &NodeView) -> Option<u64> {
+        None
+    }
+
     /// Its own limits; the graph merges the children's into them ([`Limits::merge_child`]).
     fn limits(&self) -> Limits;
 

@@ -1,6 +1,7 @@
 //! The vocabulary of requests: what can be asked of a node, and what comes back.
 
 use crate::error::Result;
+use crate::node::NodeId;
 use blockplex_io::buffer::IoVector;
 
 /// What a request does.
@@ -214,10 +215,21 @@ pub struct BlockStatus {
     pub backed: bool,
     /// It is stored compressed.
     pub compressed: bool,
-    /// The offset of the data in the file at the bottom, where that is linear.
+    /// Where its place is, data or kept for data, where that is linear.
     pub offset: Option<u64>,
+    /// The node in which `offset` counts; `None` when that is not known.
+    pub file: Option<NodeId>,
     /// How many backing nodes down the data was found; 0 for the node asked.
     pub depth: u32,
+    /// It is allocated in the backing node that is `depth` down.
+    pub allocated_below: bool,
+}
+
+impl BlockStatus {
+    /// Whether the node in which the search ended, `depth` down, has it: as data or as zeros.
+    pub fn is_present(&self) -> bool {
+        self.allocated || self.allocated_below
+    }
 }
 
 /// What a request answers.

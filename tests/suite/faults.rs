@@ -24,7 +24,7 @@
 mod extension;
 mod failing;
 mod header;
-mod image;
+pub mod image;
 mod interop;
 mod mutation;
 mod name;

@@ -3,6 +3,7 @@
 mod align;
 mod backend;
 mod blkdebug;
+mod block_status;
 mod discard_zero;
 mod drain;
 mod drain_change;
@@ -13,6 +14,7 @@ mod image_lock;
 mod limits;
 mod locality;
 mod permission;
+mod qcow2_discard;
 mod request;
 mod snapshot;
 mod stress;

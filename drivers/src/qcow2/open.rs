@@ -22,6 +22,7 @@ use super::loader::L1_TURNS;
 use super::refcounts::Refcounts;
 use super::slice_cache::SliceCache;
 use super::snapshot::{self, Snapshot, SnapshotSelector, Snapshots};
+use super::status::Preallocated;
 use super::writeback::Rounds;
 use blockplex_drain::Grace;
 use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, Result};
@@ -200,6 +201,7 @@ impl Qcow2 {
             grace: Grace::new(),
             limbo: Limbo::default(),
             discards: Arc::new(DiscardRules::new(&options)),
+            preallocated: Preallocated::default(),
             ranges: RangeLock::new(),
             rounds: Rounds::new(),
             resizing: CoMutex::new(()),
