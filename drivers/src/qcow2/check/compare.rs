@@ -4,7 +4,7 @@
 //! to the other thing. The entry is, and the refcounts can be made anew, when what is in the block
 //! denies clusters that are in use; otherwise nobody knows.
 
-use super::counters::{Counters, Marks};
+use super::counters::{CHUNK, Counters, Marks};
 use super::image::Image;
 use super::references::References;
 use super::report::{CheckReport, Finding};
@@ -141,31 +141,28 @@ impl Counted {
         let start = index * per_block;
         let mut highest = None;
         let mut denies = false;
-        let mut at = start;
-        while at < start + per_block {
-            let cluster = match block {
-                Some(_) => at,
-                None => match references.next_counted(at).filter(|c| *c < start + per_block) {
-                    Some(cluster) => cluster,
-                    None => break,
-                },
-            };
-            at = cluster + 1;
-            let reference = references.get(cluster);
-            let in_block = (cluster - start) as usize;
-            let refcount = block.and_then(|block| refcount_block::get(block, order, in_block));
-            let refcount = refcount.unwrap_or(0);
-            if (refcount > 0 || reference > 0) && cluster < end {
-                highest = Some(cluster);
-            }
-            if refcount == reference {
+        for first in (start..start + per_block).step_by(CHUNK as usize) {
+            let is_unused = references.chunk(first).is_none();
+            if is_unused && block.is_none_or(|block| counts_nothing(block, order, first - start)) {
                 continue;
             }
-            denies |= refcount == 0;
-            report.found(Finding::Cluster { cluster, refcount, reference });
-            if reference > 0 {
-                self.differing.insert(cluster);
-                self.refcounts.set(cluster, refcount);
+            for cluster in first..first + CHUNK {
+                let reference = references.get(cluster);
+                let in_block = (cluster - start) as usize;
+                let refcount = block.and_then(|block| refcount_block::get(block, order, in_block));
+                let refcount = refcount.unwrap_or(0);
+                if (refcount > 0 || reference > 0) && cluster < end {
+                    highest = Some(cluster);
+                }
+                if refcount == reference {
+                    continue;
+                }
+                denies |= refcount == 0;
+                report.found(Finding::Cluster { cluster, refcount, reference });
+                if reference > 0 {
+                    self.differing.insert(cluster);
+                    self.refcounts.set(cluster, refcount);
+                }
             }
         }
         if self.suspects.contains(&index) && !denies {
@@ -174,4 +171,11 @@ impl Counted {
         }
         highest
     }
+}
+
+/// Whether the refcounts of a chunk are all 0, the chunk beginning with the refcount `at`.
+fn counts_nothing(block: &[u8], order: u32, at: u64) -> bool {
+    // At most 2 MiB.
+    let (start, length) = (((at << order) / 8) as usize, ((CHUNK << order) / 8) as usize);
+    block.get(start..start + length).is_none_or(|bytes| bytes.iter().all(|byte| *byte == 0))
 }

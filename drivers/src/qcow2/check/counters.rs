@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Clusters of a chunk.
-const CHUNK: u64 = 64;
+/// Clusters of a chunk: no more than the smallest refcount block counts.
+pub(in crate::qcow2) const CHUNK: u64 = 64;
 /// In a chunk: the count does not fit and stands in `large`.
 const LARGE: u8 = u8::MAX;
 
@@ -47,9 +47,23 @@ impl Counters {
 
     /// Counts `times` more; the new count.
     pub(in crate::qcow2) fn add(&mut self, cluster: u64, times: u64) -> u64 {
+        let chunk = self.chunks.entry(cluster / CHUNK).or_insert([0; CHUNK as usize]);
+        let slot = chunk.get_mut((cluster % CHUNK) as usize).expect("less than a chunk");
+        let small = u64::from(*slot).saturating_add(times);
+        if *slot != LARGE && small < LARGE.into() {
+            // Less than 255.
+            *slot = small as u8;
+            return small;
+        }
         let count = self.get(cluster).saturating_add(times);
         self.set(cluster, count);
         count
+    }
+
+    /// The counts of the 64 clusters from `first` on, a multiple of 64, if any of them was ever
+    /// counted; 255 stands for 255 and more.
+    pub(in crate::qcow2) fn chunk(&self, first: u64) -> Option<&[u8; CHUNK as usize]> {
+        self.chunks.get(&(first / CHUNK))
     }
 
     /// The first cluster at or after `cluster` that is counted.

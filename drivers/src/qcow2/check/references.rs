@@ -83,23 +83,15 @@ impl References {
         offset: u64,
         size: u64,
     ) -> bool {
-        if !self.refer(image, report, offset, size, 1) {
-            return false;
-        }
-        let is_alone = self.mark(image, offset, size);
+        // Up to the first that is taken: every step but the last marks a cluster that was free, so
+        // that many tables in one place cost no more than one.
+        let is_alone = image.is_outside(offset, size)
+            || clusters_of(image, offset, size).all(|cluster| self.structures.insert(cluster));
         if !is_alone {
             report.found(Finding::Overlap { what, offset });
         }
-        is_alone
-    }
-
-    /// Remembers that a structure is there. False when another one is.
-    fn mark(&mut self, image: &Image<'_>, offset: u64, size: u64) -> bool {
-        let mut is_alone = true;
-        for cluster in clusters_of(image, offset, size) {
-            is_alone &= self.structures.insert(cluster);
-        }
-        is_alone
+        let counts = is_alone || size <= image.geometry.cluster_size();
+        counts && self.refer(image, report, offset, size, 1) && is_alone
     }
 
     /// Counts references to the clusters of a range. False when it is outside of the file.

@@ -1,5 +1,7 @@
 //! Check and repair, against the peer's: on images broken at a chosen place, and at random ones.
 
+mod damage;
+
 use super::crash::Random;
 use crate::qcow2::check::{CheckOptions, CheckReport, Fix, check};
 use crate::qcow2::testing::Scratch;
@@ -441,72 +443,4 @@ fn too_many_snapshots_lose_those_past_the_limit() {
     assert!(report.failure.is_none() && report.exit_code() == 0, "{:?}", report.failure);
     assert!(checked(&volume, Fix::All).is_clean());
     assert_eq!(volume.bytes()[60..64], 65536_u32.to_be_bytes());
-}
-
-/// Flips and overwrites at random places of the metadata: nothing panics, what the peer calls
-/// corrupt is not called clean, and a repair ends clean or changes nothing.
-#[test]
-fn random_damage_is_found_and_repaired_or_left_alone() {
-    let scratch = Scratch::new();
-    let path = scratch.create("cluster_size=4k", "4M");
-    scratch.qemu_io(&path, "write -P 0x11 0 300k");
-    scratch.qemu_img(&["snapshot", "-c", "one", &path]);
-    scratch.qemu_io(&path, "write -P 0x22 100k 300k");
-    scratch.qemu_io(&path, "write -z 500k 64k");
-    scratch.qemu_img(&["bitmap", "--add", &path, "first"]);
-    scratch.qemu_io(&path, "write -P 0x22 1M 10k");
-    let base = Volume::from_file(&path);
-    let length = base.length();
-    let mut random = Random(77);
-    let mut repairs = 0;
-    for round in 0..60 {
-        let volume = Volume::new(&base.bytes());
-        for _ in 0..1 + random.below(3) {
-            damage(&volume, length, &mut random);
-        }
-        let what = format!("round {round}");
-        let path = scratch.path();
-        volume.save(&path);
-        let peer = Peer::check(&path);
-        let before = volume.bytes();
-        let opened =
-            with_file(&volume, async |file| check(file, CheckOptions { fix: Fix::All }).await);
-        let Ok(report) = opened else {
-            assert!(volume.bytes() == before, "{what}");
-            continue;
-        };
-        if peer.exit == 2 {
-            // Flags may be wrong only beside leaks, and right without them.
-            let found = report.corruptions + report.corruptions_fixed + report.leaks_fixed;
-            assert!(found > 0, "{what}: {:?}", peer.lines);
-        }
-        if report.exit_code() == 0 {
-            repairs += 1;
-            repaired(&scratch, &volume, &what);
-        } else {
-            assert!(volume.bytes() == before, "{what}: {:?}", lines(&report));
-        }
-    }
-    assert!(repairs > 5, "only {repairs} repairs");
-}
-
-fn damage(volume: &Volume, length: u64, random: &mut Random) {
-    let words: [u64; 6] = [0, 1 << 63, 0x1000, 0x8000_0000_0000_5000, u64::MAX, 1 << 62 | 0x9000];
-    let at = random.below(length.min(0x8000)) & !1;
-    match random.below(4) {
-        0 => {
-            let word = words[random.below(words.len() as u64) as usize];
-            volume.apply(&Event::Write(at & !7, word.to_be_bytes().to_vec()));
-        }
-        1 => volume.apply(&Event::Write(at, vec![0, random.below(4) as u8])),
-        2 => {
-            let byte = volume.bytes()[at as usize] ^ 1 << random.below(8);
-            volume.apply(&Event::Write(at, vec![byte]));
-        }
-        _ => {
-            let from = random.below(length / 4096) * 4096;
-            let cluster = volume.bytes()[from as usize..from as usize + 4096].to_vec();
-            volume.apply(&Event::Write(at & !4095, cluster));
-        }
-    }
 }
