@@ -7,6 +7,7 @@ mod bench;
 mod compare;
 mod convert;
 mod create;
+mod dd;
 mod disk;
 mod info;
 mod lanes;
@@ -17,6 +18,7 @@ mod resize;
 mod snapshot;
 mod snapshot_list;
 mod source;
+mod turn;
 mod zeroes;
 
 use std::process::ExitCode;
@@ -41,6 +43,7 @@ const COMMANDS: &[Command] = &[
     compare::COMMAND,
     convert::COMMAND,
     create::COMMAND,
+    dd::COMMAND,
     info::COMMAND,
     map::COMMAND,
     resize::COMMAND,

@@ -8,13 +8,11 @@
 //! | `copy` | the copy itself, in lanes |
 //! | `walk` | what comes next, by block status |
 //! | `offload` | copies that the file system makes |
-//! | `turn` | the order of writes |
 
 mod copy;
 mod offload;
 mod sources;
 mod target;
-mod turn;
 mod walk;
 
 use std::sync::Arc;

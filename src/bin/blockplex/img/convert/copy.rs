@@ -19,11 +19,11 @@ use blockplex::{Error, IoBuffer, Local};
 use parking_lot::Mutex;
 
 use super::offload::Offload;
-use super::turn::Turn;
 use super::walk::{Chunk, Kind, Walk};
 use crate::img::disk::{Disk, OpenDisk, SECTOR};
 use crate::img::lanes;
 use crate::img::rate::RateLimit;
+use crate::img::turn::Turn;
 use crate::img::zeroes::Sparse;
 use crate::tool::message::strerror;
 
