@@ -21,19 +21,51 @@ impl Blockplex {
         fill: impl AsyncFnOnce(&Child) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let (layer, path) = (self.clone(), path.as_ref().to_owned());
-        self.on_control(move |local| async move {
-            let (file, is_new) = open_or_make(&local, path.clone()).await?;
-            let result = write_over(&layer, &local, file, fill).await;
-            if result.is_err() && is_new {
-                let removed = local.blocking(move || std::fs::remove_file(path)).await;
-                if let Err(error) = removed {
-                    tracing::warn!(%error, "a file that was to be an image could not be removed");
-                }
-            }
-            result
+        self.on_control(async move |local| {
+            write_over(&layer, &local, path, async |file| fill(file).await).await
         })
         .await
     }
+
+    /// As [`Blockplex::create_over`], with a second file, at `data`, for the image's data.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be made or locked; what `fill` says.
+    pub async fn create_over_two(
+        &self,
+        path: impl AsRef<Path>,
+        data: impl AsRef<Path>,
+        fill: impl AsyncFnOnce(&Child, &Child) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let layer = self.clone();
+        let (path, data) = (path.as_ref().to_owned(), data.as_ref().to_owned());
+        self.on_control(async move |local| {
+            write_over(&layer, &local, data, async |data| {
+                write_over(&layer, &local, path, async |file| fill(file, data).await).await
+            })
+            .await
+        })
+        .await
+    }
+}
+
+/// Makes a file, or empties one, and fills it.
+async fn write_over(
+    layer: &Blockplex,
+    local: &Local,
+    path: PathBuf,
+    fill: impl AsyncFnOnce(&Child) -> Result<()>,
+) -> Result<()> {
+    let (file, is_new) = open_or_make(local, path.clone()).await?;
+    let result = fill_held(layer, local, file, fill).await;
+    if result.is_err() && is_new {
+        let removed = local.blocking(move || std::fs::remove_file(path)).await;
+        if let Err(error) = removed {
+            tracing::warn!(%error, "a file that was to be an image could not be removed");
+        }
+    }
+    result
 }
 
 /// The file, and whether it is new.
@@ -53,7 +85,7 @@ async fn open_or_make(local: &Local, path: PathBuf) -> Result<(File, bool)> {
 }
 
 /// Empties `file` and fills it, while an origin of its own holds it for writing.
-async fn write_over(
+async fn fill_held(
     layer: &Blockplex,
     local: &Local,
     file: File,

@@ -98,6 +98,7 @@ mod backend;
 mod blocking;
 mod create;
 pub mod file_name;
+mod file_work;
 mod internal_snapshot;
 mod layer;
 mod open;

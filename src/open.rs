@@ -167,7 +167,7 @@ impl<'a> Opener<'a> {
     /// The format that the first bytes of a file speak for.
     async fn probe(&self, file: &OpenNode) -> Result<&'static str> {
         // Whoever uses the file meanwhile is met when the image is opened.
-        let (holder, child) = self.hold_as(file.id, Access::READER).await?;
+        let (holder, child) = hold_as(self.layer, self.local, file.id, Access::READER).await?;
         let memory = IoVector::zeroed(PROBE_BYTES);
         let result = child.read(0, memory.clone()).await;
         self.let_go(holder).await;
@@ -200,22 +200,7 @@ impl<'a> Opener<'a> {
     /// Has a private origin hold `file` as a format driver above it will, so that it can be read, and
     /// repaired if it is going to be written.
     async fn hold(&self, file: NodeId, read_only: bool) -> Result<(OriginId, Child)> {
-        self.hold_as(file, Access::READER.through_format_file(!read_only)).await
-    }
-
-    async fn hold_as(&self, file: NodeId, access: Access) -> Result<(OriginId, Child)> {
-        let graph = self.layer.graph();
-        let mut change = graph.begin().await;
-        let holder = change.add_origin("opening", access, None);
-        change.set_root(holder.id(), Some(file))?;
-        let drained = change.drain().await?;
-        change.commit(&drained).await?;
-        let topology = graph.topology();
-        let view = topology
-            .node(file)
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, "the file's node is gone"))?;
-        let child = Child::for_control(self.local, view, access.needed);
-        Ok((holder.id(), child))
+        hold(self.layer, self.local, file, read_only).await
     }
 
     /// Adds the driver that has read its file, and lets go of the file in the same step.
@@ -238,15 +223,50 @@ impl<'a> Opener<'a> {
 
     /// Lets go of a file after all.
     async fn let_go(&self, holder: OriginId) {
-        let removal = async {
-            let mut change = self.layer.graph().begin().await;
-            change.remove_origin(holder)?;
-            let drained = change.drain().await?;
-            change.commit(&drained).await
-        };
-        if let Err(error) = removal.await {
-            tracing::error!(%error, "a private origin did not go");
-        }
+        let_go(self.layer, holder).await;
+    }
+}
+
+/// Has a private origin hold `file` as a format driver would.
+pub(crate) async fn hold(
+    layer: &Blockplex,
+    local: &Local,
+    file: NodeId,
+    read_only: bool,
+) -> Result<(OriginId, Child)> {
+    hold_as(layer, local, file, Access::READER.through_format_file(!read_only)).await
+}
+
+async fn hold_as(
+    layer: &Blockplex,
+    local: &Local,
+    file: NodeId,
+    access: Access,
+) -> Result<(OriginId, Child)> {
+    let graph = layer.graph();
+    let mut change = graph.begin().await;
+    let holder = change.add_origin("opening", access, None);
+    change.set_root(holder.id(), Some(file))?;
+    let drained = change.drain().await?;
+    change.commit(&drained).await?;
+    let topology = graph.topology();
+    let view = topology
+        .node(file)
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, "the file's node is gone"))?;
+    let child = Child::for_control(local, view, access.needed);
+    Ok((holder.id(), child))
+}
+
+/// Takes a private origin away again.
+pub(crate) async fn let_go(layer: &Blockplex, holder: OriginId) {
+    let removal = async {
+        let mut change = layer.graph().begin().await;
+        change.remove_origin(holder)?;
+        let drained = change.drain().await?;
+        change.commit(&drained).await
+    };
+    if let Err(error) = removal.await {
+        tracing::error!(%error, "a private origin did not go");
     }
 }
 

@@ -3,7 +3,9 @@
 //!
 //! Each command is a page of its own, with a [`Command`] that stands in [`COMMANDS`].
 
+mod amend;
 mod bench;
+mod check;
 mod compare;
 mod convert;
 mod create;
@@ -12,6 +14,7 @@ mod disk;
 mod info;
 mod lanes;
 mod map;
+mod measure;
 mod progress;
 mod rate;
 mod resize;
@@ -39,13 +42,16 @@ pub struct Command {
 }
 
 const COMMANDS: &[Command] = &[
+    amend::COMMAND,
     bench::COMMAND,
+    check::COMMAND,
     compare::COMMAND,
     convert::COMMAND,
     create::COMMAND,
     dd::COMMAND,
     info::COMMAND,
     map::COMMAND,
+    measure::COMMAND,
     resize::COMMAND,
     snapshot::COMMAND,
 ];

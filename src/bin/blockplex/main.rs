@@ -37,6 +37,8 @@ use std::process::ExitCode;
 
 use command_line::Command;
 use tool::Tool;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
     if let Some(status) = run_tool(std::env::args_os()) {
@@ -47,7 +49,7 @@ fn main() -> ExitCode {
         // Help and version end here as well; clap knows their stream and status.
         Err(error) => error.exit(),
     };
-    install_log();
+    install_log(LevelFilter::WARN);
     let outcome = match &command {
         Command::Bench(options) => bench::run::run(options).map(|()| ExitCode::SUCCESS),
         Command::Stress(options) => stress::run::run(options),
@@ -79,7 +81,8 @@ fn run_tool(mut words: impl Iterator<Item = OsString>) -> Option<ExitCode> {
             found.map(|(name, _, run)| (format!("blockplex {name}"), run))?
         }
     };
-    install_log();
+    // What they print is compared with what QEMU's tools print.
+    install_log(LevelFilter::ERROR);
     let words: Option<Vec<String>> = words.map(|word| word.into_string().ok()).collect();
     let Some(words) = words else {
         eprintln!("{name}: an argument is not valid UTF-8");
@@ -88,13 +91,9 @@ fn run_tool(mut words: impl Iterator<Item = OsString>) -> Option<ExitCode> {
     Some(run(Tool::new(name), words))
 }
 
-/// Warnings of the library go to stderr; `RUST_LOG` asks for more or less.
-fn install_log() {
-    use tracing_subscriber::EnvFilter;
-    use tracing_subscriber::filter::LevelFilter;
-
-    let filter =
-        EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
+/// What the library has to say from `level` on goes to stderr; `RUST_LOG` asks for more or less.
+fn install_log(level: LevelFilter) {
+    let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 

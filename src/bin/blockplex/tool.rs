@@ -40,7 +40,7 @@ pub mod open;
 pub mod option_list;
 pub mod size;
 
-use blockplex::{Blockplex, OpenGate, block_on};
+use blockplex::{Blockplex, ErrorKind, OpenGate, block_on};
 use std::cell::OnceCell;
 use std::fmt::Display;
 use std::future::Future;
@@ -56,6 +56,8 @@ pub const FAILED: u8 = 1;
 pub struct Failure {
     /// The exit status.
     pub status: u8,
+    /// What kind of error of the library it is, where it is one.
+    pub kind: Option<ErrorKind>,
     /// What to say, after the program's name.
     text: Option<String>,
     /// Whether the command's `--help` is pointed to.
@@ -65,22 +67,22 @@ pub struct Failure {
 impl Failure {
     /// Ends with status 1 and `text`.
     pub fn new(text: impl Into<String>) -> Failure {
-        Failure { status: FAILED, text: Some(text.into()), hint: false }
+        Failure { status: FAILED, kind: None, text: Some(text.into()), hint: false }
     }
 
     /// Ends with status 1, `text`, and where to find help.
     pub fn usage(text: impl Into<String>) -> Failure {
-        Failure { status: FAILED, text: Some(text.into()), hint: true }
+        Failure { status: FAILED, kind: None, text: Some(text.into()), hint: true }
     }
 
     /// Ends with a status; all has been said.
     pub fn silent(status: u8) -> Failure {
-        Failure { status, text: None, hint: false }
+        Failure { status, kind: None, text: None, hint: false }
     }
 
     /// Ends with status 1 and where to find help; the rest has been said.
     pub fn hint() -> Failure {
-        Failure { status: FAILED, text: None, hint: true }
+        Failure { status: FAILED, kind: None, text: None, hint: true }
     }
 
     /// The same with another status.
@@ -120,7 +122,8 @@ impl Failure {
 
 impl From<blockplex::Error> for Failure {
     fn from(error: blockplex::Error) -> Failure {
-        Failure::new(message::describe(&error))
+        let failure = Failure::new(message::describe(&error));
+        Failure { kind: Some(error.kind()), ..failure }
     }
 }
 

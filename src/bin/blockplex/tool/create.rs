@@ -8,7 +8,9 @@ use blockplex::drivers::qcow2::entry::Version;
 use blockplex::drivers::qcow2::header::CompressionType;
 use blockplex::drivers::qcow2::{self, CreateOptions};
 use blockplex::file_name::FileName;
+use blockplex::graph::{Child, Preallocation};
 
+use super::names::beside;
 use super::option_list::OptionList;
 use super::{Failure, Tool, wait};
 
@@ -94,6 +96,8 @@ const QCOW2: &[CreationOption] = &[
     option("compat", Text, "Compatibility level (v2 [0.10] or v3 [1.1])"),
     option("backing_file", Text, "File name of a base image"),
     option("backing_fmt", Text, "Image format of the base image"),
+    option("data_file", Text, "File name of an external data file"),
+    option("data_file_raw", Switch, "The external data file must stay valid as a raw image"),
     option("lazy_refcounts", Switch, "Postpone refcount updates").or("off"),
     option("refcount_bits", Number, "Width of a reference count entry in bits").or("16"),
     NOCOW,
@@ -172,19 +176,22 @@ pub fn print_options(format: &CreationFormat, with_file: bool) {
         true => println!("Supported options:"),
         false => println!("Supported {} options:", format.name),
     }
-    for option in options {
-        let kind = match option.kind {
-            Text => "str",
-            Switch => "bool (on/off)",
-            Number => "num",
-            Size => "size",
-        };
-        println!("{:24} - {}", format!("  {}=<{kind}>", option.name), option.help);
-    }
+    options.iter().for_each(print_option);
     if !with_file {
         println!("\nThe protocol level may support further options.");
         println!("Specify the target filename to include those options.");
     }
+}
+
+/// Prints one option and what it is about.
+pub fn print_option(option: &CreationOption) {
+    let kind = match option.kind {
+        Text => "str",
+        Switch => "bool (on/off)",
+        Number => "num",
+        Size => "size",
+    };
+    println!("{:24} - {}", format!("  {}=<{kind}>", option.name), option.help);
 }
 
 impl Tool {
@@ -208,15 +215,23 @@ impl Tool {
         }
         let layer = self.layer()?;
         if format.name == "raw" {
-            check_raw(options, size)?;
-            return wait(layer.create_over(path, async move |file| file.truncate(size).await))
-                .map_err(|failure| match failure.text() {
-                    Some("File too large") => Failure::new(TOO_LARGE_FOR_RAW),
-                    _ => failure,
-                });
+            let mode = raw_preallocation(options, size)?;
+            let work = async move |file: &Child| file.truncate_with(size, mode).await;
+            return wait(layer.create_over(path, work)).map_err(|failure| match failure.text() {
+                Some("File too large") => Failure::new(TOO_LARGE_FOR_RAW),
+                _ => failure,
+            });
         }
         let create = qcow2_options(options, size)?;
-        wait(layer.create_over(path, async move |file| qcow2::create(file, &create).await))
+        let Some(name) = options.get("data_file") else {
+            return wait(
+                layer.create_over(path, async move |file| qcow2::create(file, &create).await),
+            );
+        };
+        let data = file_path(&beside(filename, name))?;
+        wait(layer.create_over_two(path, data, async move |file, data| {
+            qcow2::create_with_data_file(file, data, &create).await
+        }))
     }
 }
 
@@ -238,30 +253,50 @@ pub fn file_path(filename: &str) -> Result<String, Failure> {
 
 const TOO_LARGE_FOR_RAW: &str = "The image size is too large for file format 'raw'";
 
-fn check_raw(options: &OptionList, size: u64) -> Result<(), Failure> {
-    match options.get("preallocation") {
-        None | Some("off") => {}
-        Some("metadata") => return Err(Failure::new("Unsupported preallocation mode: metadata")),
-        Some(mode @ ("falloc" | "full")) => {
-            return Err(Failure::new(format!("preallocation={mode} is not supported")));
-        }
-        Some(other) => return Err(Failure::new(format!("invalid parameter value: {other}"))),
+fn raw_preallocation(options: &OptionList, size: u64) -> Result<Preallocation, Failure> {
+    let name = options.get("preallocation").unwrap_or("off");
+    let mode = Preallocation::from_name(name)
+        .ok_or_else(|| Failure::new(format!("invalid parameter value: {name}")))?;
+    if mode == Preallocation::Metadata {
+        return Err(Failure::new("Unsupported preallocation mode: metadata"));
     }
     if size > blockplex::Limits::MAX_LENGTH {
         return Err(Failure::new(TOO_LARGE_FOR_RAW));
     }
-    Ok(())
+    Ok(mode)
 }
 
 /// The most bytes of an L1 table.
 const MAX_L1_BYTES: u64 = 32 << 20;
 
-fn qcow2_options(options: &OptionList, size: u64) -> Result<CreateOptions, Failure> {
-    let fail = |text: &str| Err(Failure::new(text));
+/// What a new image is to be: the meaning of `options`, in the order in which QEMU looks at them.
+///
+/// # Errors
+///
+/// What cannot be.
+pub fn qcow2_options(options: &OptionList, size: u64) -> Result<CreateOptions, Failure> {
+    let mut create = CreateOptions::new(size.next_multiple_of(512));
+    read_words(options, &mut create)?;
+    create.cluster_size = options.size("cluster_size")?.unwrap_or(create.cluster_size);
+    create.extended_l2 = options.switch("extended_l2")?.unwrap_or(false);
+    create.lazy_refcounts = options.switch("lazy_refcounts")?.unwrap_or(false);
+    let bytes = |key| options.get(key).map(|name| name.as_bytes().to_vec());
+    create.backing_name = bytes("backing_file");
+    create.backing_format = bytes("backing_fmt");
+    create.data_file = bytes("data_file");
+    create.data_file_raw = options.switch("data_file_raw")?.unwrap_or(false);
+    let bits = options.number("refcount_bits")?.unwrap_or(16);
+    create.refcount_bits = u32::try_from(bits).unwrap_or(u32::MAX);
+    match objection(&create) {
+        Some(text) => Err(Failure::new(text)),
+        None => Ok(create),
+    }
+}
+
+fn read_words(options: &OptionList, create: &mut CreateOptions) -> Result<(), Failure> {
     let refuse = |name: &str, value: &str| {
         Err(Failure::new(format!("Parameter '{name}' does not accept value '{value}'")))
     };
-    let mut create = CreateOptions::new(size.next_multiple_of(512));
     create.version = match options.get("compat") {
         None | Some("1.1" | "v3") => Version::V3,
         Some("0.10" | "v2") => Version::V2,
@@ -272,67 +307,79 @@ fn qcow2_options(options: &OptionList, size: u64) -> Result<CreateOptions, Failu
         Some("zstd") => CompressionType::Zstd,
         Some(other) => return refuse("compression-type", other),
     };
-    match options.get("preallocation") {
-        None | Some("off") => {}
-        Some(mode @ ("metadata" | "falloc" | "full")) => {
-            return Err(Failure::new(format!("preallocation={mode} is not supported")));
-        }
-        Some(other) => return refuse("preallocation", other),
+    let mode = options.get("preallocation").unwrap_or("off");
+    match Preallocation::from_name(mode) {
+        Some(mode) => create.preallocation = mode,
+        None => return refuse("preallocation", mode),
     }
-    create.cluster_size = options.size("cluster_size")?.unwrap_or(create.cluster_size);
-    if !create.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&create.cluster_size) {
-        return fail("Cluster size must be a power of two between 512 and 2048k");
-    }
-    create.extended_l2 = options.switch("extended_l2")?.unwrap_or(false);
-    if create.extended_l2 && create.version == Version::V2 {
-        return fail(
+    Ok(())
+}
+
+/// Why there can be no such image.
+fn objection(create: &CreateOptions) -> Option<&'static str> {
+    let is_v2 = create.version == Version::V2;
+    let has_backing = create.backing_name.is_some();
+    let preallocates = create.preallocation != Preallocation::Off;
+    let size_range = 512..=2 << 20;
+    let has_wrong_size =
+        !create.cluster_size.is_power_of_two() || !size_range.contains(&create.cluster_size);
+    let is_zlib = create.compression_type == CompressionType::Deflate;
+    let entry_bytes = if create.extended_l2 { 16 } else { 8 };
+    let table_reach = || create.cluster_size * create.cluster_size / entry_bytes;
+    let rules = [
+        (has_wrong_size, "Cluster size must be a power of two between 512 and 2048k"),
+        (
+            create.extended_l2 && is_v2,
             "Extended L2 entries are only supported with compatibility level 1.1 and above (use \
              version=v3 or greater)",
-        );
-    }
-    if create.extended_l2 && create.cluster_size < 16384 {
-        return fail(
+        ),
+        (
+            create.extended_l2 && create.cluster_size < 16384,
             "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
-        );
-    }
-    create.backing_name = options.get("backing_file").map(|name| name.as_bytes().to_vec());
-    create.backing_format = options.get("backing_fmt").map(|name| name.as_bytes().to_vec());
-    if create.backing_format.is_some() && create.backing_name.is_none() {
-        return fail("Backing format cannot be used without backing file");
-    }
-    let is_v2 = create.version == Version::V2;
-    create.lazy_refcounts = options.switch("lazy_refcounts")?.unwrap_or(false);
-    if create.lazy_refcounts && is_v2 {
-        return fail(
+        ),
+        (
+            has_backing && preallocates && !create.extended_l2,
+            "Backing file and preallocation can only be used at the same time if extended_l2 is on",
+        ),
+        (
+            create.backing_format.is_some() && !has_backing,
+            "Backing format cannot be used without backing file",
+        ),
+        (
+            create.lazy_refcounts && is_v2,
             "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 \
              or greater)",
-        );
-    }
-    let bits = options.number("refcount_bits")?.unwrap_or(16);
-    if bits > 64 || !bits.is_power_of_two() {
-        return fail("Refcount width must be a power of two and may not exceed 64 bits");
-    }
-    create.refcount_bits = bits as u32;
-    if bits != 16 && is_v2 {
-        return fail(
+        ),
+        (
+            create.refcount_bits > 64 || !create.refcount_bits.is_power_of_two(),
+            "Refcount width must be a power of two and may not exceed 64 bits",
+        ),
+        (
+            create.refcount_bits != 16 && is_v2,
             "Different refcount widths than 16 bits require compatibility level 1.1 or above (use \
              version=v3 or greater)",
-        );
-    }
-    if create.compression_type != CompressionType::Deflate && is_v2 {
-        return fail(
+        ),
+        (create.data_file_raw && create.data_file.is_none(), "data-file-raw requires data-file"),
+        (
+            create.data_file_raw && has_backing,
+            "Backing file and data-file-raw cannot be used at the same time",
+        ),
+        (
+            create.data_file.is_some() && is_v2,
+            "External data files are only supported with compatibility level 1.1 and above (use \
+             version=v3 or greater)",
+        ),
+        (
+            !is_zlib && is_v2,
             "Non-zlib compression type is only supported with compatibility level 1.1 and above \
              (use version=v3 or greater)",
-        );
-    }
-    let entry_bytes = if create.extended_l2 { 16 } else { 8 };
-    let table_reach = create.cluster_size * create.cluster_size / entry_bytes;
-    if create.size.div_ceil(table_reach) > MAX_L1_BYTES / 8 {
-        return fail(
+        ),
+        (
+            !has_wrong_size && create.size.div_ceil(table_reach()) > MAX_L1_BYTES / 8,
             "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
-        );
-    }
-    Ok(create)
+        ),
+    ];
+    rules.into_iter().find_map(|(applies, text)| applies.then_some(text))
 }
 
 #[cfg(test)]

@@ -35,6 +35,9 @@ pub fn describe(error: &Error) -> String {
     if text.ends_with("this is not a qcow2 image") {
         text = "Image is not in qcow2 format".to_owned();
     }
+    if text.contains("mark the image as corrupt (bit 1)") {
+        text = "qcow2: Image is corrupt; cannot be opened read/write".to_owned();
+    }
     if let Some(path) = text
         .strip_prefix("Could not open '")
         .and_then(|rest| rest.strip_suffix("': Is a directory"))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use blockplex::drivers::options::Value;
 use blockplex::drivers::raw::Raw;
 use blockplex::file_name::FileName;
-use blockplex::graph::NodeView;
+use blockplex::graph::{Child, NodeView};
 use blockplex::{Backend, Blocking, Blockplex, NodeId, OpenOptions, OptionTree};
 
 use super::message::describe;
@@ -229,6 +229,39 @@ impl Tool {
                  \x20        Specify the 'raw' format explicitly to remove the restrictions."
             );
         }
+    }
+
+    /// Runs `work` on the file of an image, as long as nobody has it open as an image.
+    ///
+    /// # Errors
+    ///
+    /// `Could not open 'NAME': …`; what `work` says, as it is.
+    pub fn with_image_file<T: Send + 'static>(
+        &self,
+        options: &ImageOpenOptions,
+        work: impl AsyncFnOnce(&Child) -> blockplex::Result<T> + Send + 'static,
+    ) -> Result<blockplex::Result<T>, Failure> {
+        let before = format!("Could not open '{}': ", options.filename);
+        let description =
+            self.file_description(options).map_err(|failure| failure.prefixed(&before))?;
+        // What the work says is told from what keeps it from being done.
+        let work = async move |file: &Child| Ok(work(file).await);
+        wait(self.layer()?.with_image_file(description, work))
+            .map_err(|failure| failure.prefixed(&before))
+    }
+
+    fn file_description(&self, options: &ImageOpenOptions) -> Result<OpenOptions, Failure> {
+        let whole = options.open_options(self)?;
+        let Some(Value::Tree(file)) = whole.tree().get("file") else {
+            return Err(Failure::new("the image has no file"));
+        };
+        let mut description = OpenOptions::from(file.clone());
+        for name in ["read-only", "force-share", "cache"] {
+            if let (Some(value), None) = (whole.tree().get(name), file.get(name)) {
+                description = description.set(name, value.clone());
+            }
+        }
+        Ok(description)
     }
 
     /// The same, without the words before the error and without the warning.
