@@ -8,6 +8,7 @@ mod concurrency;
 mod crash;
 mod creation;
 mod data_file;
+mod data_file_crash;
 mod faults;
 mod fuzz;
 mod options;

@@ -12,8 +12,16 @@ use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const PAGE: usize = 4096;
+
+static CLOCK: AtomicU64 = AtomicU64::new(0);
+
+/// The time, which moves with every event of a journal.
+pub(crate) fn now() -> u64 {
+    CLOCK.load(Ordering::SeqCst)
+}
 
 /// One operation on a volume, as it took effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +43,8 @@ struct State {
     pages: HashMap<u64, Box<[u8; PAGE]>>,
     length: u64,
     journal: Option<Vec<Event>>,
+    /// When each event of the journal took effect.
+    times: Vec<u64>,
     gate: Option<Gate>,
     flushes: u64,
     writes: u64,
@@ -72,11 +82,20 @@ impl Volume {
 
     /// Starts a journal.
     pub(crate) fn record(&self) {
-        self.0.lock().journal = Some(Vec::new());
+        let mut state = self.0.lock();
+        state.journal = Some(Vec::new());
+        state.times.clear();
     }
 
     pub(crate) fn journal(&self) -> Vec<Event> {
         self.0.lock().journal.clone().unwrap_or_default()
+    }
+
+    /// The journal, with the time of each event: one clock for all volumes.
+    pub(crate) fn timed_journal(&self) -> Vec<(u64, Event)> {
+        let state = self.0.lock();
+        let events = state.journal.iter().flatten().cloned();
+        state.times.iter().copied().zip(events).collect()
     }
 
     pub(crate) fn apply(&self, event: &Event) {
@@ -174,6 +193,7 @@ impl VolumeDriver {
                 && !matches!(event, Event::Read(..))
             {
                 journal.push(event);
+                state.times.push(CLOCK.fetch_add(1, Ordering::SeqCst));
             }
             return Ok(Outcome::Done);
         }

@@ -2,6 +2,7 @@
 //! several.
 
 use super::crash::Random;
+use crate::qcow2::Qcow2Options;
 use crate::qcow2::testing::Scratch;
 use crate::qcow2::testing::rig::{Rig, Setup, new_loop};
 use crate::qcow2::testing::volume::{Event, Volume};
@@ -143,6 +144,64 @@ fn a_late_discard_of_the_file_does_not_hit_new_data() {
     rig.close();
 }
 
+/// Q08, X4: so it is in place: a hole in a cluster that keeps its place comes before what is written
+/// there later.
+#[test]
+fn a_late_hole_does_not_hit_what_is_written_to_the_same_place() {
+    let scratch = Scratch::new();
+    let (volume, rig, host) = one_cluster(&scratch);
+    rig.close();
+    let options = Qcow2Options { discard_no_unref: Some(true), ..Qcow2Options::default() };
+    let mut rig = Rig::open(&volume, Setup { options, ..Setup::default() }).unwrap();
+    let held = hold(&volume, move |event| matches!(event, Event::Zero(at, _) if *at == host));
+    rig.run(async |queue| {
+        let discard = queue.request(Request::discard(0, 65536));
+        settle().await;
+        assert_eq!(queue.in_flight(), 1, "the hole is being made");
+        let write = queue.request(write(0, 65536, 5));
+        settle().await;
+        held.store(false, Ordering::Relaxed);
+        discard.await.result.unwrap();
+        write.await.result.unwrap();
+    });
+    // In flight at once: either may have been the last.
+    let now = rig.read(0, 65536);
+    assert!(now == [5; 65536] || now == [0; 65536]);
+    rig.write(0, &[6; 4096]);
+    assert_eq!(rig.status(0, 4096).offset, Some(host), "it kept its place");
+    assert_eq!(rig.read(0, 4096), [6; 4096]);
+    rig.close();
+    let path = scratch.path();
+    volume.save(&path);
+    scratch.check_clean(&path);
+}
+
+/// Rules for discards change while the image is open.
+#[test]
+fn rules_for_discards_can_be_changed() {
+    let scratch = Scratch::new();
+    let (volume, mut rig, host) = one_cluster(&scratch);
+    let holes = |rig: &mut Rig, byte: u8| {
+        rig.write(0, &[byte; 65536]);
+        volume.record();
+        rig.request(Request::discard(0, 65536)).unwrap();
+        rig.flush();
+        volume.journal().iter().filter(|event| matches!(event, Event::Zero(..))).count()
+    };
+    assert_eq!(holes(&mut rig, 2), 1);
+    let silent = Qcow2Options { pass_discard_request: Some(false), ..Qcow2Options::default() };
+    rig.reopen(silent.clone()).unwrap();
+    assert_eq!(holes(&mut rig, 3), 0);
+    rig.reopen(Qcow2Options { discard_no_unref: Some(true), ..silent }).unwrap();
+    assert_eq!(holes(&mut rig, 4), 0);
+    let kept = rig.status(0, 65536);
+    assert!(kept.zero && kept.offset.is_some(), "{kept:?}");
+    rig.reopen(Qcow2Options::default()).unwrap();
+    assert_eq!(holes(&mut rig, 5), 1);
+    assert!(host > 0 && rig.status(0, 65536).offset.is_none());
+    rig.close();
+}
+
 /// Q16: a flush covers what had completed before it, whatever flush is under way.
 #[test]
 fn a_flush_behind_a_running_flush_reaches_the_file_after_it() {
@@ -251,6 +310,7 @@ async fn hammer(queue: &Queue, thread: u64, threads: u64, random: &mut Random) -
     model.into_iter().collect()
 }
 
+/// Q10, and with small refcount blocks Q15: the refcount table grows under them.
 #[test]
 fn several_loops_on_one_image_lose_nothing() {
     let scratch = Scratch::new();
@@ -283,6 +343,64 @@ fn several_loops_on_one_image_lose_nothing() {
             assert!(contents[at..at + 512] == sector(number, version), "{options}: {number}");
         }
     }
+}
+
+/// Q11: several loops, and a backing node that all of them copy from.
+#[test]
+fn several_loops_over_a_backing_node_lose_nothing() {
+    let scratch = Scratch::new();
+    let threads = 3;
+    for (seed, options) in [(7, ""), (8, "extended_l2=on,cluster_size=16k")] {
+        let path = scratch.create(options, "4M");
+        let volume = Volume::from_file(&path);
+        let backing = Some(Volume::new(&vec![0x77; 4 << 20]));
+        let rig = Rig::open(&volume, Setup { backing, ..Setup::default() }).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..threads {
+                let (graph, origin) = (rig.graph.clone(), rig.origin.clone());
+                scope.spawn(move || {
+                    let mut event_loop = new_loop();
+                    let queue = Queue::open(&graph, &origin, &event_loop.local(), "hammer");
+                    let mut random = Random(seed * 1000 + thread + 1);
+                    event_loop.block_on(hammer(&queue, thread, threads, &mut random));
+                });
+            }
+        });
+        rig.close();
+        volume.save(&path);
+        scratch.check_clean(&path);
+    }
+}
+
+/// Q26: an image that is written and discarded for long does not grow beyond what it holds.
+#[test]
+fn writing_and_discarding_for_long_does_not_make_the_file_grow() {
+    let scratch = Scratch::new();
+    let path = scratch.create("cluster_size=4k", "16M");
+    let volume = Volume::from_file(&path);
+    let mut rig = Rig::writable(&volume);
+    let mut random = Random(26);
+    let mut live = std::collections::BTreeSet::new();
+    let mut most = 0;
+    for step in 0..3000_u64 {
+        let cluster = random.below(4096);
+        if live.len() < 1000 && random.below(2) == 0 {
+            rig.write(cluster * 4096, &[step as u8; 4096]);
+            live.insert(cluster);
+        } else if let Some(cluster) = live.range(cluster..).next().copied() {
+            rig.request(Request::discard(cluster * 4096, 4096)).unwrap();
+            live.remove(&cluster);
+        }
+        most = most.max(live.len() as u64);
+        if step % 16 == 0 {
+            rig.flush();
+        }
+    }
+    rig.close();
+    let tables = 40 * 4096;
+    assert!(volume.length() <= most * 4096 * 11 / 10 + tables, "{} {most}", volume.length());
+    volume.save(&path);
+    scratch.check_clean(&path);
 }
 
 /// L3: while a request does not end, freed clusters wait; that costs others nothing but space.

@@ -24,11 +24,11 @@ impl Random {
     }
 }
 
-const SECTOR: u64 = 512;
-const SECTORS: u64 = 1024;
+pub(super) const SECTOR: u64 = 512;
+pub(super) const SECTORS: u64 = 1024;
 
 /// The contents of a sector: its number and the number of the write; all zeros for 0.
-fn sector_bytes(sector: u64, version: u64) -> Vec<u8> {
+pub(super) fn sector_bytes(sector: u64, version: u64) -> Vec<u8> {
     if version == 0 {
         return vec![0; SECTOR as usize];
     }
@@ -37,14 +37,14 @@ fn sector_bytes(sector: u64, version: u64) -> Vec<u8> {
 
 /// The versions that each sector may hold after a crash at some point of the journal.
 #[derive(Clone)]
-struct Legal(Vec<Vec<u64>>);
+pub(super) struct Legal(Vec<Vec<u64>>);
 
 impl Legal {
-    fn new() -> Legal {
+    pub(super) fn new() -> Legal {
         Legal(vec![vec![0]; SECTORS as usize])
     }
 
-    fn written(&mut self, sectors: std::ops::Range<u64>, version: u64) {
+    pub(super) fn written(&mut self, sectors: std::ops::Range<u64>, version: u64) {
         for sector in sectors {
             self.0[sector as usize].push(version);
         }
@@ -57,7 +57,19 @@ impl Legal {
         }
     }
 
-    fn check(&self, contents: &[u8], what: &str) {
+    /// Takes what the sectors are found to hold for what they hold, durably.
+    pub(super) fn settle(&mut self, contents: &[u8]) {
+        for (sector, versions) in self.0.iter_mut().enumerate() {
+            let at = sector * SECTOR as usize;
+            let held = &contents[at..at + SECTOR as usize];
+            let is_held = |v: &u64| sector_bytes(sector as u64, *v) == held;
+            let held = versions.iter().copied().find(is_held).unwrap();
+            versions.push(held);
+        }
+        self.flushed();
+    }
+
+    pub(super) fn check(&self, contents: &[u8], what: &str) {
         for (sector, versions) in self.0.iter().enumerate() {
             let at = sector * SECTOR as usize;
             let found = &contents[at..at + SECTOR as usize];
@@ -128,14 +140,7 @@ fn workload(volume: &Volume, cluster_size: u64, random: &mut Random) -> Vec<Mome
                 // A discard leaves what is not a whole cluster: ask what is there now.
                 let now = rig.read(0, (SECTORS * SECTOR) as usize);
                 legal.check(&now, "without a crash");
-                for (sector, versions) in legal.0.iter_mut().enumerate() {
-                    let at = sector * SECTOR as usize;
-                    let held = &now[at..at + SECTOR as usize];
-                    let is_held = |v: &&u64| sector_bytes(sector as u64, **v) == held;
-                    let held = versions.iter().copied().find(|v| is_held(&v)).unwrap();
-                    versions.push(held);
-                }
-                legal.flushed();
+                legal.settle(&now);
             }
         }
         moments.push(Moment { journal: volume.journal().len(), legal: legal.clone() });

@@ -67,6 +67,7 @@ fn a_disk_that_grows_grows_with_zeros() {
     }
 }
 
+/// Q14.
 #[test]
 fn entries_made_while_the_table_moves_are_not_lost() {
     let scratch = Scratch::new();

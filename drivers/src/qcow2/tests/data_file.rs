@@ -10,10 +10,10 @@ use crate::qcow2::{CreateOptions, Qcow2Options, create_with_data_file};
 use blockplex_graph::{ErrorKind, Request};
 
 /// An image with its data file, and where the peer finds both.
-struct Pair {
-    file: Volume,
-    data: Volume,
-    paths: (String, String),
+pub(super) struct Pair {
+    pub(super) file: Volume,
+    pub(super) data: Volume,
+    pub(super) paths: (String, String),
 }
 
 impl Pair {
@@ -28,7 +28,7 @@ impl Pair {
         Pair { file, data, paths }
     }
 
-    fn new(scratch: &Scratch, options: CreateOptions) -> Pair {
+    pub(super) fn new(scratch: &Scratch, options: CreateOptions) -> Pair {
         let paths = (scratch.path(), scratch.path());
         let options = CreateOptions { data_file: Some(paths.1.clone().into()), ..options };
         let (file, data) = (Volume::default(), Volume::default());
@@ -39,11 +39,11 @@ impl Pair {
         Pair { file, data, paths }
     }
 
-    fn rig(&self) -> Rig {
+    pub(super) fn rig(&self) -> Rig {
         Rig::open(&self.file, Setup { data: Some(self.data.clone()), ..Setup::default() }).unwrap()
     }
 
-    fn save(&self) {
+    pub(super) fn save(&self) {
         self.file.save(&self.paths.0);
         self.data.save(&self.paths.1);
     }
