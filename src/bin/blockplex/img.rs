@@ -6,6 +6,7 @@
 mod amend;
 mod bench;
 mod check;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -45,6 +46,7 @@ const COMMANDS: &[Command] = &[
     amend::COMMAND,
     bench::COMMAND,
     check::COMMAND,
+    commit::COMMAND,
     compare::COMMAND,
     convert::COMMAND,
     create::COMMAND,

@@ -21,7 +21,6 @@
 mod bench;
 mod command_line;
 mod images;
-#[expect(dead_code, reason = "some of it is for commands that are not there yet")]
 mod img;
 mod io;
 mod random;
