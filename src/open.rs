@@ -16,6 +16,7 @@ mod qcow2;
 use self::driver::{Children, Description};
 use crate::layer::{Blockplex, ImagePlace};
 use crate::options::{OpenOptions, invalid};
+use blockplex_drivers::crypto::Secrets;
 use blockplex_drivers::open_gate::{ChainGuard, FileIdentity, OpenGate};
 use blockplex_drivers::options::{OptionTree, Reference};
 use blockplex_drivers::probe::{self, PROBE_BYTES};
@@ -43,8 +44,10 @@ pub(crate) struct Opener<'a> {
     layer: &'a Blockplex,
     local: &'a Local,
     gate: OpenGate,
+    secrets: Secrets,
     probing: bool,
     image_alone: bool,
+    metadata_only: bool,
     chain: ChainGuard,
     nodes: Vec<NodeId>,
     images: Vec<(NodeId, ImagePlace)>,
@@ -82,13 +85,16 @@ impl<'a> Opener<'a> {
     ) -> Result<Opened> {
         let probing = options.probes_formats();
         let image_alone = options.is_image_alone();
-        let (tree, gate, _) = options.into_parts();
+        let metadata_only = options.is_metadata_only();
+        let (tree, gate, secrets) = options.into_parts();
         let mut opener = Opener {
             layer,
             local,
             gate,
+            secrets,
             probing,
             image_alone,
+            metadata_only,
             chain: ChainGuard::new(),
             nodes: Vec::new(),
             images: Vec::new(),

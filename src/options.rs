@@ -28,6 +28,7 @@ pub struct OpenOptions {
     secrets: Secrets,
     probe_formats: bool,
     image_alone: bool,
+    metadata_only: bool,
 }
 
 impl OpenOptions {
@@ -99,6 +100,18 @@ impl OpenOptions {
         self
     }
 
+    /// Opens encrypted images also without a key: what their metadata says can be used, their data
+    /// cannot. A key that is given must be right.
+    #[must_use]
+    pub fn metadata_only(mut self) -> OpenOptions {
+        self.metadata_only = true;
+        self
+    }
+
+    pub(crate) fn is_metadata_only(&self) -> bool {
+        self.metadata_only
+    }
+
     pub(crate) fn is_image_alone(&self) -> bool {
         self.image_alone
     }
@@ -131,6 +144,7 @@ impl From<OptionTree> for OpenOptions {
             secrets: Secrets::default(),
             probe_formats: false,
             image_alone: false,
+            metadata_only: false,
         }
     }
 }

@@ -23,6 +23,7 @@
 //! | `make_empty` | dropping everything that an image has |
 //! | `subclusters` | extended L2 entries: look-up and writes by subclusters |
 //! | `data_file` | where the guest's clusters are: the file, or an external data file |
+//! | `encryption` | keys, and the guest's clusters as ciphertext |
 //! | `discard` | which discards reach the file |
 //! | `refcounts`, `limbo` | free clusters, those on their way to being free, and how far the file reaches |
 //! | `cache_sizes`, `cache_cleaning`, `reopen` | how large the caches are, what leaves them, new options |
@@ -74,6 +75,7 @@ mod create;
 mod data_file;
 mod discard;
 mod driver;
+mod encryption;
 pub mod entry;
 mod erase;
 pub mod extension;
@@ -115,6 +117,9 @@ mod write;
 mod writeback;
 
 pub use create::{create, create_with_data_file};
+pub use encryption::{
+    CreateEncryption, EncryptionFormat, EncryptionInformation, EncryptionOptions,
+};
 pub use image_layout::CreateOptions;
 pub use open::{BackingReference, ImageInformation, Qcow2Options};
 pub use snapshot::{MAX_SNAPSHOT_NAME_BYTES, NewSnapshot, Snapshot, SnapshotSelector};
@@ -126,6 +131,7 @@ use cache_cleaning::CacheCleaning;
 use codec::{Compressor, Decompressor};
 use data_file::ExternalData;
 use discard::DiscardRules;
+use encryption::Encryption;
 use entry::Version;
 use geometry::Geometry;
 use header::Header;
@@ -170,6 +176,7 @@ pub struct Qcow2 {
     /// The edge to what holds the guest's clusters.
     data_edge: usize,
     external: Option<ExternalData>,
+    encryption: Option<Encryption>,
     /// Who was told of host clusters.
     grace: Grace,
     limbo: Limbo,

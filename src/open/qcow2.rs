@@ -8,7 +8,9 @@ use crate::options::invalid;
 use blockplex_drivers::file::{File, FileOptions};
 use blockplex_drivers::open_gate::{self, GateError, escape_bytes};
 use blockplex_drivers::options::{OptionTree, Reference, Value};
-use blockplex_drivers::qcow2::{BackingReference, Qcow2, Qcow2Options, SnapshotSelector};
+use blockplex_drivers::qcow2::{
+    BackingReference, EncryptionOptions, Qcow2, Qcow2Options, SnapshotSelector,
+};
 use blockplex_graph::{DiscardMode, Error, ErrorKind, NodeId, NodeOptions, OriginId, Result, Role};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -65,6 +67,7 @@ impl Opener<'_> {
     ) -> Result<OpenNode> {
         let Description { mut tree, options, inherited, file, .. } = description;
         let mut settings = take_settings(&mut tree)?;
+        settings.encryption = self.take_encryption(&mut tree)?;
         let backing = tree.take_reference("backing").map_err(invalid)?;
         let data = match self.explicit_data(&mut tree, inherited).await? {
             DataFile::Stated if self.image_alone && options.read_only => DataFile::Nothing,
@@ -81,6 +84,8 @@ impl Opener<'_> {
         // What follows is for the images below.
         chain.settings.without_data_file = false;
         chain.settings.snapshot = None;
+        chain.settings.encryption =
+            EncryptionOptions { metadata_only: self.metadata_only, ..EncryptionOptions::default() };
         chain.inherited.read_only = true;
         let below = match backing {
             Some(Reference::Tree(tree)) => {
@@ -94,6 +99,13 @@ impl Opener<'_> {
         };
         let id = self.add_levels(levels, below).await?;
         Ok(OpenNode { id, ..file })
+    }
+
+    fn take_encryption(&self, tree: &mut OptionTree) -> Result<EncryptionOptions> {
+        let mut group = tree.take_subtree("encrypt").map_err(invalid)?.unwrap_or_default();
+        let options = EncryptionOptions::take(&mut group, &self.secrets)?;
+        group.finish().map_err(invalid)?;
+        Ok(EncryptionOptions { metadata_only: self.metadata_only, ..options })
     }
 
     /// Reads an image; its file is held from then on.
@@ -372,6 +384,7 @@ fn take_settings(tree: &mut OptionTree) -> Result<Qcow2Options> {
     let snapshot = snapshot.map(|text| SnapshotSelector::parse(&text)).transpose()?;
     Ok(Qcow2Options {
         snapshot,
+        encryption: EncryptionOptions::default(),
         cache_size: tree.take_size("cache-size").map_err(invalid)?,
         l2_cache_size: tree.take_size("l2-cache-size").map_err(invalid)?,
         l2_cache_entry_size: tree.take_size("l2-cache-entry-size").map_err(invalid)?,

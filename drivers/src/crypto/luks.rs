@@ -6,6 +6,7 @@
 //! | `key_slot` | a key in a slot, from a password and back |
 //! | `create` | a new header |
 //! | `change` | passwords come and go |
+//! | [`options`] | options by their names |
 //! | `speed` | how many iterations a time is worth |
 //!
 //! The header may start anywhere in a file: functions take the [`Place`].
@@ -14,6 +15,7 @@ mod change;
 mod create;
 pub mod header;
 mod key_slot;
+pub mod options;
 mod speed;
 
 pub use change::{SlotChange, change_slots};

@@ -3,6 +3,7 @@
 //! A raw data file is mapped as a whole from the beginning: the image is opened for that, by the
 //! driver itself, before anybody else has it.
 
+use super::encryption::{EncryptionOptions, new_key_header};
 use super::image_layout::{CreateOptions, ImageLayout};
 use super::layers::Layers;
 use super::writeback::write_all;
@@ -24,11 +25,11 @@ pub async fn create(file: &Child, options: &CreateOptions) -> Result<()> {
         let text = "an image with an external data file is created together with that file";
         return Err(Error::new(ErrorKind::InvalidArgument, text));
     }
-    write_layout(file, &layout).await?;
+    write_layout(file, &layout, options).await?;
     if options.preallocation == Preallocation::Off {
         return Ok(());
     }
-    let image = Qcow2::open(file, Qcow2Options::default(), false).await?;
+    let image = Qcow2::open(file, own_options(), false).await?;
     let layers = Layers::of_new_image(file, None);
     image.prepare_for_writing(file).await?;
     image.preallocate(&layers, 0, options.size, options.preallocation).await?;
@@ -52,8 +53,8 @@ pub async fn create_with_data_file(
         let text = "the options name no external data file";
         return Err(Error::new(ErrorKind::InvalidArgument, text));
     }
-    write_layout(file, &layout).await?;
-    let image = Qcow2::open(file, Qcow2Options::default(), false).await?;
+    write_layout(file, &layout, options).await?;
+    let image = Qcow2::open(file, own_options(), false).await?;
     let layers = Layers::of_new_image(file, Some(data));
     image.resize_data_file(&layers, options.size, options.preallocation).await?;
     if options.data_file_raw || options.preallocation != Preallocation::Off {
@@ -64,7 +65,15 @@ pub async fn create_with_data_file(
     data.flush().await
 }
 
-async fn write_layout(file: &Child, layout: &ImageLayout) -> Result<()> {
+/// How an image that is being created is opened: nothing is written to its disk.
+fn own_options() -> Qcow2Options {
+    let encryption = EncryptionOptions { metadata_only: true, ..EncryptionOptions::default() };
+    Qcow2Options { encryption, ..Qcow2Options::default() }
+}
+
+async fn write_layout(file: &Child, layout: &ImageLayout, options: &CreateOptions) -> Result<()> {
+    // Takes long, and may fail: before the file is touched.
+    let keys = new_key_header(file, options.encryption.as_ref()).await?;
     match file.truncate(0).await {
         Ok(()) => file.truncate(layout.file_length).await?,
         Err(error) if error.kind() == ErrorKind::NotSupported => {
@@ -80,6 +89,8 @@ async fn write_layout(file: &Child, layout: &ImageLayout) -> Result<()> {
     }
     let Some(((offset, header), tables)) = layout.writes.split_first() else { return Ok(()) };
     write_all(file, tables.iter().map(|(offset, bytes)| (*offset, bytes))).await?;
+    let start = layout.header.extensions.crypto_header.map_or(0, |crypto| crypto.offset);
+    write_all(file, keys.iter().map(|(offset, bytes)| (start + offset, bytes))).await?;
     file.flush().await?;
     file.write(*offset, IoBuffer::from_slice(header), RequestFlags::default()).await?;
     file.flush().await

@@ -92,26 +92,34 @@ impl Qcow2 {
         }
     }
 
-    /// Fills `vector` from a guest cluster's place.
+    /// Fills `vector` from the place of guest offset `guest`.
     pub(super) async fn read_data(
         &self,
         layers: &Layers,
-        host: u64,
+        (host, guest): (u64, u64),
         vector: IoVector,
     ) -> Result<()> {
         layers.file.announce(DebugEvent::ReadAio).await;
-        self.data(layers)?.read(host, vector).await
+        let data = self.data(layers)?;
+        match &self.encryption {
+            None => data.read(host, vector).await,
+            Some(encryption) => encryption.read(data, (host, guest), vector).await,
+        }
     }
 
-    /// Writes `vector` to a guest cluster's place.
+    /// Writes `vector` to the place of guest offset `guest`.
     pub(super) async fn write_data(
         &self,
         layers: &Layers,
-        host: u64,
+        (host, guest): (u64, u64),
         vector: IoVector,
     ) -> Result<()> {
         layers.file.announce(DebugEvent::WriteAio).await;
-        self.data(layers)?.write(host, vector, RequestFlags::default()).await
+        let data = self.data(layers)?;
+        match &self.encryption {
+            None => data.write(host, vector, RequestFlags::default()).await,
+            Some(encryption) => encryption.write(data, (host, guest), vector).await,
+        }
     }
 
     /// Whether the file reaches over `length` bytes of a place: only then may they be overwritten.
@@ -136,6 +144,7 @@ impl Qcow2 {
     /// First of every change of data: the image may be written to, and its data file reaches over
     /// the disk (X2).
     pub(super) async fn prepare_data(&self, layers: &Layers) -> Result<()> {
+        self.check_key()?;
         self.prepare_for_writing(&layers.file).await?;
         let Some(external) = &self.external else { return Ok(()) };
         if external.length() > 0 {
@@ -206,6 +215,10 @@ impl Qcow2 {
     /// Gives all clusters of a range their places in the data file, which must read as zeros there
     /// where nothing was mapped. With a raw data file the whole disk is mapped always.
     pub(super) async fn map_data_file(&self, layers: &Layers, start: u64, end: u64) -> Result<()> {
+        if !self.zeros_are_zeros() {
+            let text = "an encrypted external data file cannot be mapped before it is written";
+            return Err(Error::new(ErrorKind::NotSupported, text));
+        }
         let mut at = self.geometry.align_down(start);
         while at < end {
             let position = self.position(at);

@@ -3,6 +3,7 @@
 use super::Qcow2;
 use super::layers::{Layers, NOWHERE};
 use super::lookup::Place;
+use crate::crypto::SECTOR;
 use blockplex_drain::GracePin;
 use blockplex_graph::driver::{
     AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, PreparedReopen, Role,
@@ -28,6 +29,7 @@ impl Qcow2 {
         let length = extent.length;
         if let Place::Data { host, .. } = extent.place
             && self.data_edge != NOWHERE
+            && self.encryption.is_none()
         {
             let pin = Some(Pin(pin.into_number()));
             return Map::Child { edge: self.data_edge, offset: host, length, pin };
@@ -47,7 +49,8 @@ impl Qcow2 {
 
     fn map_write(&self, node: &NodeView, request: &MapRequest<'_>) -> Map {
         let MapRequest { offset, length, loop_index, flags, .. } = *request;
-        if flags.fua || flags.compressed || node.announces() || !self.may_write_now() {
+        let direct = !flags.fua && !flags.compressed && self.encryption.is_none();
+        if !direct || node.announces() || !self.may_write_now() {
             return Map::Async { length };
         }
         let pin = self.grace.pin(loop_index);
@@ -103,7 +106,16 @@ impl Driver for Qcow2 {
 
     fn limits(&self) -> Limits {
         let unit = self.geometry.subcluster_size() as u32;
-        Limits { write_zeroes_alignment: unit, discard_alignment: unit, ..Limits::UNLIMITED }
+        let request_alignment = match &self.encryption {
+            Some(_) => SECTOR as u32,
+            None => Limits::UNLIMITED.request_alignment,
+        };
+        Limits {
+            request_alignment,
+            write_zeroes_alignment: unit,
+            discard_alignment: unit,
+            ..Limits::UNLIMITED
+        }
     }
 
     fn child_access(&self, role: Role, parents: Access) -> Access {

@@ -7,9 +7,7 @@
 //! - [`Header::read_only_reasons`]: reading is safe, writing is not; the driver refuses it.
 //! - [`Header::warnings`]: strange, but harmless.
 //!
-//! Valid images with features that are not implemented parse, so that they can be described;
-//! [`Header::check_supported`] refuses them. Unknown *incompatible* features do not parse: they
-//! may change what any other field means.
+//! Unknown *incompatible* features do not parse: they may change what any other field means.
 //!
 //! What is deliberately not here: the snapshot table and the bitmap directory are not read (only
 //! where they claim to be is checked), and whether the refcounts of the metadata are right is
@@ -32,7 +30,7 @@ mod write;
 pub use super::entry::Version;
 
 use super::extension::Extensions;
-use super::format_error::{FormatError, FormatErrorKind, Place};
+use super::format_error::FormatError;
 use super::geometry::Geometry;
 use fields::Fields;
 
@@ -250,26 +248,6 @@ impl Header {
     pub fn consistent_bitmaps(&self) -> Option<&super::extension::BitmapsExtension> {
         let consistent = self.autoclear_features & feature::BITMAPS != 0;
         self.extensions.bitmaps.as_ref().filter(|_| consistent)
-    }
-
-    /// Refuses a valid image with features that are not implemented.
-    ///
-    /// # Errors
-    ///
-    /// [`FormatErrorKind::Unsupported`]: encryption.
-    pub fn check_supported(&self) -> Result<(), FormatError> {
-        let unsupported = |field, value: String, byte| {
-            let rule = "is not supported";
-            let error = FormatError::text(field, value, Place::Header(byte), rule);
-            Err(error.of_kind(FormatErrorKind::Unsupported))
-        };
-        match self.crypt_method {
-            encryption::NONE => {}
-            encryption::AES => return unsupported("encryption method", "1 (AES)".into(), 32),
-            encryption::LUKS => return unsupported("encryption method", "2 (LUKS)".into(), 32),
-            other => return unsupported("encryption method", other.to_string(), 32),
-        }
-        Ok(())
     }
 }
 

@@ -7,13 +7,15 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
-use super::extension::{MAX_BACKING_FORMAT_BYTES, MAX_FILE_NAME_BYTES};
+use super::encryption::CreateEncryption;
+use super::extension::{CryptoHeaderExtension, MAX_BACKING_FORMAT_BYTES, MAX_FILE_NAME_BYTES};
 use super::format_error::{FormatError, FormatErrorKind, Place, escaped};
 use super::geometry::{
     Geometry, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS, MIN_EXTENDED_L2_CLUSTER_BITS, TABLE_ENTRY_BYTES,
 };
-use super::header::{CompressionType, Header, Version, feature};
+use super::header::{CompressionType, Header, Version, encryption, feature};
 use super::refcount_block;
+use crate::crypto::luks;
 use blockplex_graph::Preallocation;
 use std::ops::Range;
 
@@ -42,6 +44,8 @@ pub struct CreateOptions {
     pub data_file: Option<Vec<u8>>,
     /// `data_file_raw`: whether that file must be a whole raw image at all times.
     pub data_file_raw: bool,
+    /// `encrypt.*`: how the guest's data will be encrypted.
+    pub encryption: Option<CreateEncryption>,
     /// What is done about the space of the disk.
     pub preallocation: Preallocation,
 }
@@ -61,6 +65,7 @@ impl CreateOptions {
             backing_format: None,
             data_file: None,
             data_file_raw: false,
+            encryption: None,
             preallocation: Preallocation::Off,
         }
     }
@@ -91,6 +96,7 @@ struct Sizes {
     refcount_table: u64,
     refcount_blocks: u64,
     l1_table: u64,
+    encryption_header: u64,
 }
 
 impl ImageLayout {
@@ -105,7 +111,8 @@ impl ImageLayout {
         check_version(options)?;
         check_backing(options)?;
         check_data_file(options)?;
-        let sizes = sizes(options.size, &geometry);
+        check_encryption(options)?;
+        let sizes = sizes(options, &geometry);
         let header = header(options, &geometry, sizes);
         let mut writes = vec![(0, header.to_bytes()?)];
         writes.extend(refcount_structures(&geometry, sizes));
@@ -113,7 +120,7 @@ impl ImageLayout {
         Ok(ImageLayout {
             header,
             writes,
-            zeros: file_length - sizes.l1_table * geometry.cluster_size()..file_length,
+            zeros: file_length - sizes.zeros() * geometry.cluster_size()..file_length,
             file_length,
         })
     }
@@ -122,7 +129,12 @@ impl ImageLayout {
 impl Sizes {
     /// Clusters of the image.
     fn total(&self) -> u64 {
-        1 + self.refcount_table + self.refcount_blocks + self.l1_table
+        1 + self.refcount_table + self.refcount_blocks + self.zeros()
+    }
+
+    /// Clusters at the end of the image that hold zeros.
+    fn zeros(&self) -> u64 {
+        self.l1_table + self.encryption_header
     }
 }
 
@@ -229,11 +241,35 @@ fn check_data_file(options: &CreateOptions) -> Result<(), FormatError> {
     Ok(())
 }
 
+fn check_encryption(options: &CreateOptions) -> Result<(), FormatError> {
+    let Some(encryption) = &options.encryption else { return Ok(()) };
+    if let CreateEncryption::Luks(luks) = encryption
+        && let Err(error) = luks.suite.check()
+    {
+        return Err(invalid("encrypt", "options", format!("do not go together: {error}")));
+    }
+    // Such an image shows the disk without this format, which would show ciphertext.
+    if options.data_file_raw {
+        return Err(invalid("data_file_raw", "on", "does not go with encryption"));
+    }
+    // Space that nothing was written to would be read as noise.
+    let reserves = options.preallocation != Preallocation::Off;
+    if reserves && (options.version < Version::V3 || options.data_file.is_some()) {
+        let rule = "goes with encryption only in version 3 and without a data file";
+        return Err(invalid("preallocation", options.preallocation.name(), rule));
+    }
+    Ok(())
+}
+
 /// The smallest refcount structures that count themselves and everything else.
-fn sizes(size: u64, geometry: &Geometry) -> Sizes {
-    let l1_bytes = geometry.l1_entries_for(size) * TABLE_ENTRY_BYTES;
-    let mut sizes =
-        Sizes { refcount_table: 1, refcount_blocks: 1, l1_table: geometry.clusters_for(l1_bytes) };
+fn sizes(options: &CreateOptions, geometry: &Geometry) -> Sizes {
+    let l1_bytes = geometry.l1_entries_for(options.size) * TABLE_ENTRY_BYTES;
+    let mut sizes = Sizes {
+        refcount_table: 1,
+        refcount_blocks: 1,
+        l1_table: geometry.clusters_for(l1_bytes),
+        encryption_header: geometry.clusters_for(encryption_header_bytes(options)),
+    };
     // Each round can only grow, by ever less: a block counts at least 64 clusters. The largest
     // case (512-byte clusters, 64-bit refcounts, 2^16 clusters of L1) has 1,041 blocks, far from
     // the limit of the table.
@@ -281,7 +317,25 @@ fn header(options: &CreateOptions, geometry: &Geometry, sizes: Sizes) -> Header 
         let before = 1 + sizes.refcount_table + sizes.refcount_blocks;
         header.l1_table_offset = before * cluster_size;
     }
+    header.crypt_method = match &options.encryption {
+        None => encryption::NONE,
+        Some(CreateEncryption::Aes(_)) => encryption::AES,
+        Some(CreateEncryption::Luks(_)) => encryption::LUKS,
+    };
+    let length = encryption_header_bytes(options);
+    header.extensions.crypto_header = (length > 0).then(|| CryptoHeaderExtension {
+        offset: (sizes.total() - sizes.encryption_header) * cluster_size,
+        length,
+    });
     header
+}
+
+/// Bytes of the LUKS header; 0 without one.
+fn encryption_header_bytes(options: &CreateOptions) -> u64 {
+    match &options.encryption {
+        Some(CreateEncryption::Luks(luks)) => luks::header_bytes(&luks.suite),
+        Some(CreateEncryption::Aes(_)) | None => 0,
+    }
 }
 
 /// The refcount table and its blocks, with their offsets.

@@ -10,6 +10,7 @@ use super::cache_sizes::{cache_sizes, slice_bits};
 use super::check::{CheckOptions, Fix, check};
 use super::data_file::ExternalData;
 use super::discard::DiscardRules;
+use super::encryption::{Encryption, EncryptionInformation, EncryptionOptions};
 use super::entry::{L1Entry, Version, decode_refcount_table_entry};
 use super::geometry::{Geometry, TABLE_ENTRY_BYTES};
 use super::header::{CompressionType, Header, PROBE_BYTES, feature};
@@ -67,6 +68,8 @@ pub struct Qcow2Options {
     /// `data-file` is null: the image is opened, read-only, without its external data file. What
     /// its metadata says can be read, its data cannot.
     pub without_data_file: bool,
+    /// `encrypt.*`.
+    pub encryption: EncryptionOptions,
     /// Shows this internal snapshot instead of the disk, read-only. Cannot be changed while the
     /// image is open.
     pub snapshot: Option<SnapshotSelector>,
@@ -110,6 +113,8 @@ pub struct ImageInformation {
     pub data_file_raw: bool,
     /// L2 entries have subclusters.
     pub extended_l2: bool,
+    /// How the guest's data is encrypted.
+    pub encryption: Option<EncryptionInformation>,
 }
 
 impl Qcow2 {
@@ -125,7 +130,8 @@ impl Qcow2 {
     ///
     /// # Errors
     ///
-    /// `InvalidArgument`: not a qcow2 image, or options that cannot be. `NotSupported`: encryption,
+    /// `InvalidArgument`: not a qcow2 image, options that cannot be, or an encrypted image without
+    /// a key; `PermissionDenied`: the wrong key. `NotSupported`: a cipher that is not known,
     /// unknown incompatible features. `Corrupt`: a
     /// field breaks a rule; for a read-write open also what endangers only writes, among it a set
     /// corrupt bit, and damage that a repair leaves alone.
@@ -144,6 +150,8 @@ impl Qcow2 {
             tracing::warn!(node = file.view().name(), %warning, "opening a qcow2 image");
         }
         DiscardRules::check(&options, header.version)?;
+        let opened = Encryption::open(file, &header, &options.encryption).await?;
+        let (encryption, encryption_information) = opened.unzip();
         let geometry = header.geometry();
         let lazy = LazyRefcounts::new(wants_lazy(&options, &header)?);
         let slice_bits = slice_bits(&options, &geometry)?;
@@ -182,7 +190,11 @@ impl Qcow2 {
             geometry,
             version: header.version,
             read_only,
-            information: information(&header),
+            information: ImageInformation {
+                encryption: encryption_information,
+                ..information(&header)
+            },
+            encryption,
             size: AtomicU64::new(header.size),
             slice_bits,
             bad_tables,
@@ -244,7 +256,6 @@ async fn read_header(file: &Child, file_length: u64) -> Result<Header> {
     let cluster_size = 1_u64 << Header::cluster_bits_of(&probe)?;
     let bytes = read_bytes(file, 0, file_length.min(cluster_size)).await?;
     let header = Header::parse(&bytes, file_length)?;
-    header.check_supported()?;
     Ok(header)
 }
 
@@ -339,6 +350,9 @@ fn add_metadata(refcounts: &Refcounts, header: &Header, file_length: u64) -> Res
     }
     let l1_bytes = u64::from(header.l1_size) * TABLE_ENTRY_BYTES;
     refcounts.add_metadata(header.l1_table_offset, l1_bytes);
+    if let Some(crypto) = header.extensions.crypto_header {
+        refcounts.add_metadata(crypto.offset, crypto.length);
+    }
     if let Some(bitmaps) = header.consistent_bitmaps() {
         refcounts.add_metadata(bitmaps.directory_offset, bitmaps.directory_size);
     }
@@ -392,10 +406,13 @@ async fn check_counted(refcounts: &Refcounts, header: &Header, file: &Child) -> 
     let geometry = header.geometry();
     let l1_bytes = u64::from(header.l1_size) * TABLE_ENTRY_BYTES;
     let table_bytes = u64::from(header.refcount_table_clusters) << geometry.cluster_bits();
+    let crypto = header.extensions.crypto_header;
+    let crypto = crypto.map_or((0, 0), |crypto| (crypto.offset, crypto.length));
     let places = [
         ("header", 0, 1),
         ("L1 table", header.l1_table_offset, l1_bytes),
         ("refcount table", header.refcount_table_offset, table_bytes),
+        ("encryption header", crypto.0, crypto.1),
     ];
     let uncounted = |what: &str, offset: u64| {
         let text = format!("the {what} at {offset:#x} has refcount 0: repair the image first");
@@ -438,5 +455,7 @@ fn information(header: &Header) -> ImageInformation {
         data_file: header.extensions.data_file_name.clone().filter(|_| header.has_data_file()),
         data_file_raw: header.has_raw_data_file(),
         extended_l2: geometry.extended_l2(),
+        // Read by itself.
+        encryption: None,
     }
 }

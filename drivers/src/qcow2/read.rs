@@ -60,11 +60,16 @@ impl Qcow2 {
         vector: IoVector,
     ) -> Result<()> {
         match place {
-            Place::Data { host, .. } => self.read_data(layers, host, vector).await,
+            Place::Data { host, .. } => self.read_data(layers, (host, at), vector).await,
             Place::Unallocated => read_backing(layers, at, vector).await,
             Place::Zero => {
                 vector.fill(0, vector.len(), 0);
                 Ok(())
+            }
+            // It would have been encrypted before, if at all: nobody can tell what it holds.
+            Place::Compressed { .. } if self.encryption.is_some() => {
+                let text = format!("guest offset {at:#x}: compressed data in an encrypted image");
+                Err(Error::new(ErrorKind::Corrupt, text))
             }
             Place::Compressed { host, length } => {
                 self.read_compressed(layers, at, (host, length), vector).await

@@ -4,6 +4,7 @@ use super::Qcow2;
 use super::cache_cleaning::{DEFAULT_CLEAN_INTERVAL, PreparedCleaning};
 use super::cache_sizes::{CacheSizes, cache_sizes, slice_bits};
 use super::discard::DiscardRules;
+use super::encryption;
 use super::layers::Layers;
 use super::lazy_refcounts::{LazyRefcounts, wants_lazy};
 use super::open::Qcow2Options;
@@ -72,6 +73,7 @@ impl Qcow2 {
             let text = "the snapshot that a node shows cannot be changed while the image is open";
             return Err(Error::new(ErrorKind::NotSupported, text));
         }
+        encryption::check_unchanged(self.encryption.as_ref(), &options.encryption)?;
         if slice_bits(options, &self.geometry)? != self.slice_bits {
             let text = "l2-cache-entry-size cannot be changed while the image is open";
             return Err(Error::new(ErrorKind::NotSupported, text));

@@ -46,6 +46,7 @@ impl Qcow2 {
         Ok(match extent.place {
             Place::Data { host, .. } => self.data_status(layers, host, found).await?,
             Place::Compressed { .. } => BlockStatus { data: true, compressed: true, ..found },
+            Place::Zero if self.encryption.is_some() => BlockStatus { zero: true, ..found },
             Place::Zero => {
                 let found = BlockStatus { zero: true, ..found };
                 self.with_kept_place(layers, offset, found)
@@ -68,6 +69,10 @@ impl Qcow2 {
         host: u64,
         found: BlockStatus,
     ) -> Result<BlockStatus> {
+        if self.encryption.is_some() {
+            // Who reads the file at its place finds something else; nor does a hole read as zeros.
+            return Ok(BlockStatus { data: true, ..found });
+        }
         let file = self.file_of_data(layers);
         let found = BlockStatus { data: true, offset: Some(host), file, ..found };
         if !self.is_preallocated(layers).await {

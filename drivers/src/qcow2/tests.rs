@@ -9,6 +9,7 @@ mod crash;
 mod creation;
 mod data_file;
 mod data_file_crash;
+mod encryption;
 mod faults;
 mod fuzz;
 mod options;

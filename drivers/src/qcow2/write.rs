@@ -89,7 +89,7 @@ impl Qcow2 {
                 // As in tier 1, the pin is enough. Many small writes that waited for the first one
                 // to allocate their cluster go on together.
                 drop(guard);
-                self.write_data(layers, host, part).await?;
+                self.write_data(layers, (host, at), part).await?;
                 return Ok(length);
             }
             Step::Reuse { host } => (HostRun { offset: host, clusters, zeroed: false }, false),
@@ -195,11 +195,14 @@ impl Qcow2 {
         }
         join_all(reads).await?;
         let filler = |contents: Option<IoVector>, length: u64| match contents {
-            None if !run.zeroed && length > 0 => Some(IoVector::zeroed(length as usize)),
+            None if length > 0 && !(run.zeroed && self.zeros_are_zeros()) => {
+                Some(IoVector::zeroed(length as usize))
+            }
             contents => contents,
         };
         let before = filler(before, head);
-        let start = run.offset + position.in_cluster - if before.is_some() { head } else { 0 };
+        let back = if before.is_some() { head } else { 0 };
+        let start = (run.offset + position.in_cluster - back, at - back);
         let parts: Vec<IoVector> =
             [before, Some(data), filler(after, tail)].into_iter().flatten().collect();
         if parts.len() > 1 {
@@ -223,7 +226,10 @@ impl Qcow2 {
     ) -> Result<()> {
         let old = match self.geometry.extended_l2() {
             true => self.commit_extended(slice, position, run, written)?,
-            false => self.replace_entries(slice, position.index, run)?,
+            false => {
+                let entry = Cluster::Normal { host: run.offset, copied: true };
+                self.replace_entries(slice, position.index, run, entry)?
+            }
         };
         for (step, raw) in (0..).zip(old) {
             let kept = run.offset + (step << self.geometry.cluster_bits());
@@ -243,16 +249,25 @@ impl Qcow2 {
         if self.geometry.extended_l2() {
             return self.reserve_extended(slice, index, run);
         }
-        for (step, raw) in (0..).zip(self.replace_entries(slice, index, run)?) {
+        let reserved = match self.zeros_are_zeros() {
+            true => Cluster::Normal { host: run.offset, copied: true },
+            false => Cluster::Zero { host: Some(run.offset), copied: true },
+        };
+        for (step, raw) in (0..).zip(self.replace_entries(slice, index, run, reserved)?) {
             let kept = run.offset + (step << self.geometry.cluster_bits());
             self.free_entry(raw, kept, false);
         }
         Ok(())
     }
 
-    /// Gives the entries that were there.
-    fn replace_entries(&self, slice: &Arc<Slice>, index: usize, run: HostRun) -> Result<Vec<u64>> {
-        let entry = Cluster::Normal { host: run.offset, copied: true };
+    /// Makes the entries of `run` like `entry`, which is the first. Gives those that were there.
+    fn replace_entries(
+        &self,
+        slice: &Arc<Slice>,
+        index: usize,
+        run: HostRun,
+        entry: Cluster,
+    ) -> Result<Vec<u64>> {
         let first = L2Entry::encode(entry, &self.geometry, self.version)
             .map_err(|error| Error::new(ErrorKind::NoSpace, error.to_string()))?;
         let mut old = Vec::new();

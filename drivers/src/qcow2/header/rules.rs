@@ -266,6 +266,7 @@ impl Header {
             u64::from(self.refcount_table_clusters) * self.geometry.cluster_size();
         let bitmaps = self.consistent_bitmaps();
         let directory = bitmaps.map_or((0, 0), |b| (b.directory_offset, b.directory_size));
+        let crypto = self.extensions.crypto_header.map_or((0, 0), |c| (c.offset, c.length));
         let rows = [
             ("header", 0, 0, self.geometry.cluster_size()),
             ("L1 table", 40, self.l1_table_offset, u64::from(self.l1_size) * TABLE_ENTRY_BYTES),
@@ -277,6 +278,7 @@ impl Header {
                 u64::from(self.snapshot_count) * MIN_SNAPSHOT_ENTRY_BYTES,
             ),
             ("bitmap directory", 0, directory.0, directory.1),
+            ("encryption header", 0, crypto.0, crypto.1),
         ];
         let placed = rows.into_iter().filter(|&(_, _, _, bytes)| bytes > 0);
         placed
