@@ -7,6 +7,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run its programs should fail loudly")]
 
+mod change;
 mod create;
+mod info;
 mod mask;
 mod pair;

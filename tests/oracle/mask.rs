@@ -6,11 +6,16 @@ pub fn mask(text: &str) -> String {
 }
 
 fn mask_line(line: &str) -> String {
-    if line.starts_with("disk size: ") {
-        return "disk size: …".to_owned();
+    if let Some((indent, _)) = line.split_once("disk size: ") {
+        return format!("{indent}disk size: …");
     }
     if line.trim_start().starts_with("\"actual-size\":") {
         return "\"actual-size\": …".to_owned();
+    }
+    if let Some((member, _)) = line.split_once("sec\": ")
+        && member.trim_start().starts_with("\"date-")
+    {
+        return format!("{member}sec\": …");
     }
     if line.starts_with("Run completed in ") {
         return "Run completed in …".to_owned();

@@ -64,6 +64,32 @@ impl Pair {
         Answer { status: code(&ours) }
     }
 
+    /// Has QEMU's program make something in both folders.
+    #[track_caller]
+    pub fn given(&self, line: &str) {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        self.given_words(&words);
+    }
+
+    /// As [`Pair::given`], with the words given one by one.
+    #[track_caller]
+    pub fn given_words(&self, words: &[String]) {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        for folder in [self.theirs(), self.ours()] {
+            let output = run(Path::new(words[0]), &words[1..], &folder);
+            assert_eq!(code(&output), 0, "{words:?}: {}", show(&output));
+        }
+    }
+
+    /// Changes the same bytes of a file in both folders.
+    pub fn poke(&self, name: &str, offset: u64, bytes: &[u8]) {
+        use std::os::unix::fs::FileExt;
+        for folder in [self.theirs(), self.ours()] {
+            let file = std::fs::OpenOptions::new().write(true).open(folder.join(name)).unwrap();
+            file.write_all_at(bytes, offset).unwrap();
+        }
+    }
+
     /// Runs QEMU's program alone.
     fn run_theirs(&self, words: &[&str]) -> Output {
         run(Path::new(words[0]), &words[1..], &self.theirs())

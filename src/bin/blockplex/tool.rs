@@ -40,13 +40,12 @@ pub mod open;
 pub mod option_list;
 pub mod size;
 
+use blockplex::drivers::crypto::Secrets;
 use blockplex::{Blockplex, ErrorKind, OpenGate, block_on};
 use std::cell::OnceCell;
 use std::fmt::Display;
 use std::future::Future;
 use std::path::Path;
-
-use objects::Secrets;
 
 /// The status of a command that failed.
 pub const FAILED: u8 = 1;

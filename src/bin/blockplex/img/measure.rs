@@ -1,5 +1,7 @@
 //! `img measure`: how large the file of a new image would be.
 
+use blockplex::drivers::qcow2::Qcow2;
+use blockplex::drivers::qcow2::entry::Version;
 use blockplex::drivers::qcow2::geometry::Geometry;
 use blockplex::drivers::qcow2::measure::{self, DataBytes, MeasureOptions};
 use blockplex::graph::Preallocation;
@@ -211,5 +213,7 @@ fn print(sizes: &Sizes, json: bool) {
 
 /// The bytes that a copy of the image's persistent bitmaps would take.
 fn bitmaps_of(image: &Image, _geometry: &Geometry, _length: u64) -> Result<Option<u64>, Failure> {
-    Ok((image.format()? == "qcow2").then_some(0))
+    let view = image.view()?;
+    let source = view.driver_as::<Qcow2>().map(Qcow2::information);
+    Ok(source.filter(|told| told.version == Version::V3).map(|_| 0))
 }

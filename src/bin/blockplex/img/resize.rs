@@ -125,6 +125,9 @@ fn resize(
         );
         return Err(Failure::silent(1));
     }
+    if image.format()? == "qcow2" && total % 512 != 0 {
+        return Err(Failure::new("The new size must be a multiple of 512"));
+    }
     image.disk().run(Request::truncate(total).preallocated(mode)).map(drop)?;
     Ok(())
 }

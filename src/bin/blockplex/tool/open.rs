@@ -126,8 +126,10 @@ impl ImageOpenOptions {
             true => PathBuf::from("."),
             false => path,
         });
-        let mut options =
-            OpenOptions::from(tree).gate(tool.gate(directory.as_deref())?).probe_formats();
+        let mut options = OpenOptions::from(tree)
+            .gate(tool.gate(directory.as_deref())?)
+            .secrets(tool.secrets.clone())
+            .probe_formats();
         if self.image_alone {
             options = options.image_alone();
         }
@@ -255,7 +257,7 @@ impl Tool {
         let Some(Value::Tree(file)) = whole.tree().get("file") else {
             return Err(Failure::new("the image has no file"));
         };
-        let mut description = OpenOptions::from(file.clone());
+        let mut description = OpenOptions::from(file.clone()).secrets(self.secrets.clone());
         for name in ["read-only", "force-share", "cache"] {
             if let (Some(value), None) = (whole.tree().get(name), file.get(name)) {
                 description = description.set(name, value.clone());
