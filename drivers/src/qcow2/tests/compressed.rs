@@ -48,6 +48,8 @@ fn the_peer_reads_what_was_written_compressed_and_its_images_are_no_smaller() {
         ("cluster_size=4k", (1 << 20) + 512),
         ("cluster_size=2M,compression_type=zstd", 9 << 20),
         ("cluster_size=512", 65536),
+        ("cluster_size=16k,extended_l2=on", 1 << 20),
+        ("lazy_refcounts=on", 1 << 20),
         ("refcount_bits=1", 1 << 20),
         ("compat=0.10", 1 << 20),
     ];

@@ -8,8 +8,15 @@ use crate::qcow2::{CreateOptions, Qcow2, create};
 use blockplex_graph::{ErrorKind, NodeIo, Preallocation, Request, Result};
 use blockplex_io::buffer::IoBuffer;
 
-const OPTIONS: [&str; 5] =
-    ["", "cluster_size=512", "cluster_size=4k,refcount_bits=64", "compat=0.10", "cluster_size=2M"];
+const OPTIONS: [&str; 7] = [
+    "",
+    "cluster_size=512",
+    "cluster_size=4k,refcount_bits=64",
+    "compat=0.10",
+    "cluster_size=2M",
+    "cluster_size=16k,extended_l2=on",
+    "cluster_size=4k,lazy_refcounts=on",
+];
 
 fn resize(rig: &mut Rig, length: u64) -> Result<()> {
     rig.request(Request::truncate(length)).map(drop)
@@ -205,6 +212,26 @@ fn a_disk_that_is_mapped_ahead_is_the_peers_and_ours() {
             assert!(scratch.contents(&path)[..3 << 20].iter().all(|byte| *byte == 5));
         }
     }
+    // With subclusters, what is mapped ahead goes on showing the backing file.
+    let mut options = CreateOptions::new(1 << 20);
+    (options.extended_l2, options.preallocation) = (true, Preallocation::Metadata);
+    let below = scratch.path();
+    std::fs::write(&below, [9; 1 << 20]).unwrap();
+    (options.backing_name, options.backing_format) = (Some(below.into()), Some(b"raw".into()));
+    let volume = Volume::default();
+    with_file(&volume, async |file| create(file, &options).await).unwrap();
+    scratch.check_clean(&saved(&scratch, &volume));
+    let length = volume.length();
+    let backing = Some(Volume::new(&[9; 1 << 20]));
+    let mut rig = Rig::open(&volume, Setup { backing, ..Setup::default() }).unwrap();
+    assert!(rig.read(0, 1 << 20).iter().all(|byte| *byte == 9));
+    rig.write(5000, &[1; 100_000]);
+    assert_eq!((rig.read(4998, 4), rig.read(104_998, 4)), (vec![9, 9, 1, 1], vec![1, 1, 9, 9]));
+    rig.close();
+    assert_eq!(volume.length(), length);
+    let path = saved(&scratch, &volume);
+    scratch.check_clean(&path);
+    assert!(scratch.contents(&path)[104_998..105_002] == [1, 1, 9, 9]);
     let mut options = CreateOptions::new(1 << 20);
     options.preallocation = Preallocation::Metadata;
     (options.backing_name, options.backing_format) = (Some(b"b".into()), Some(b"raw".into()));
