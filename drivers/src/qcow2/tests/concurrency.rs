@@ -251,13 +251,13 @@ fn a_stuck_allocating_write_holds_up_its_own_cluster_only() {
     rig.close();
 }
 
-const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 /// Sectors of the part of the disk that all threads write to, each its own sectors.
 const SHARED: u64 = 2048;
 /// Sectors of each thread's own part.
 const OWN: u64 = 1024;
 
-fn sector(number: u64, version: u64) -> Vec<u8> {
+pub(super) fn sector(number: u64, version: u64) -> Vec<u8> {
     match version {
         0 => vec![0; SECTOR as usize],
         _ => [number, version].map(u64::to_le_bytes).concat().repeat(32),
@@ -265,7 +265,12 @@ fn sector(number: u64, version: u64) -> Vec<u8> {
 }
 
 /// One thread's work: it alone writes the sectors in `mine`, so it knows what they hold.
-async fn hammer(queue: &Queue, thread: u64, threads: u64, random: &mut Random) -> Vec<(u64, u64)> {
+pub(super) async fn hammer(
+    queue: &Queue,
+    thread: u64,
+    threads: u64,
+    random: &mut Random,
+) -> Vec<(u64, u64)> {
     let own_start = SHARED + thread * OWN;
     let mut model = std::collections::BTreeMap::new();
     let read = async |number: u64| {

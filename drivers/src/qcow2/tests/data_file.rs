@@ -7,7 +7,8 @@ use crate::qcow2::testing::Scratch;
 use crate::qcow2::testing::rig::{Rig, Setup, with_files};
 use crate::qcow2::testing::volume::{Event, Volume};
 use crate::qcow2::{CreateOptions, Qcow2Options, create_with_data_file};
-use blockplex_graph::{ErrorKind, Request};
+use blockplex_graph::{ErrorKind, Preallocation, Request};
+use blockplex_io::buffer::IoBuffer;
 
 /// An image with its data file, and where the peer finds both.
 pub(super) struct Pair {
@@ -253,5 +254,32 @@ fn data_file_options_that_cannot_be_are_refused() {
         });
         assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidArgument, "{options:?}");
         assert_eq!((file.bytes(), data.bytes()), (vec![7; 10], vec![7; 10]));
+    }
+}
+
+#[test]
+fn a_disk_with_a_data_file_shrinks_and_is_mapped_ahead_with_it() {
+    let scratch = Scratch::new();
+    for raw in [false, true] {
+        let options = CreateOptions {
+            data_file_raw: raw,
+            preallocation: Preallocation::Metadata,
+            ..CreateOptions::new(2 << 20)
+        };
+        let pair = Pair::new(&scratch, options);
+        let mut rig = pair.rig();
+        assert!(rig.status(0, 2 << 20).data, "mapped");
+        rig.write(0, &vec![5; 2 << 20]);
+        rig.request(Request::truncate((1 << 20) + 512)).unwrap();
+        assert_eq!(pair.data.length(), (1 << 20) + 512);
+        let grow = Request::truncate(3 << 20).preallocated(Preallocation::Metadata);
+        rig.request(grow).unwrap();
+        assert_eq!(pair.data.length(), 3 << 20);
+        let error = rig.request(Request::write(0, IoBuffer::zeroed(65536)).compressed());
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::NotSupported);
+        rig.close();
+        let mut model = vec![0; 3 << 20];
+        model[..(1 << 20) + 512].fill(5);
+        pair.judge(&scratch, &model, raw);
     }
 }

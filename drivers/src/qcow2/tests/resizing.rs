@@ -1,12 +1,13 @@
 //! Smaller and larger disks, mapped ahead or not, and images that are made empty.
 
+use super::concurrency::{SECTOR, hammer, sector};
 use super::crash::{Random, crashed};
 use crate::qcow2::testing::Scratch;
-use crate::qcow2::testing::rig::{Rig, Setup, with_file};
+use crate::qcow2::testing::rig::{Rig, Setup, new_loop, with_file};
 use crate::qcow2::testing::volume::{Event, Volume};
 use crate::qcow2::{CreateOptions, Qcow2, create};
-use blockplex_graph::{ErrorKind, NodeIo, Preallocation, Request, Result};
-use blockplex_io::buffer::IoBuffer;
+use blockplex_graph::{ErrorKind, NodeIo, Preallocation, Queue, Request, Result};
+use blockplex_io::buffer::{IoBuffer, IoVector};
 
 const OPTIONS: [&str; 7] = [
     "",
@@ -357,6 +358,68 @@ fn a_crash_while_space_is_given_back_leaves_a_whole_image() {
             rig.close();
             crashed.save(&path);
             scratch.check_allowing_leaks(&path);
+        }
+    }
+}
+
+/// One thread's work: what lies past 2 MiB comes and goes.
+async fn come_and_go(queue: &Queue, random: &mut Random) {
+    const KEPT: u64 = 2 << 20;
+    for round in 0..25 {
+        let mode = [Preallocation::Off, Preallocation::Metadata][round % 2];
+        let size = KEPT + 65536 * (1 + random.below(30));
+        let grow = Request::truncate(size).preallocated(mode);
+        queue.request(grow).await.result.unwrap();
+        let memory = IoVector::zeroed((size - KEPT) as usize);
+        queue.request(Request::read(KEPT, memory.clone())).await.result.unwrap();
+        assert!(memory.is_zero(0, memory.len()), "round {round}: new space reads as zeros");
+        for _ in 0..4 {
+            let at = KEPT + random.below((size - KEPT) / 65536) * 65536;
+            let write = Request::write(at, IoBuffer::from_slice(&[7; 65536]));
+            let write = if random.below(2) == 0 { write.compressed() } else { write };
+            // What is allocated cannot be compressed over.
+            let _ = queue.request(write).await.result;
+        }
+        queue.request(Request::truncate(KEPT)).await.result.unwrap();
+    }
+}
+
+/// Q13, Q14, Q20: the size changes while other loops write.
+#[test]
+fn a_disk_that_shrinks_and_grows_beside_writers_loses_nothing() {
+    let scratch = Scratch::new();
+    for (seed, options) in
+        [(1, ""), (2, "cluster_size=512"), (3, "cluster_size=16k,extended_l2=on")]
+    {
+        let path = scratch.create(options, "2M");
+        let volume = Volume::from_file(&path);
+        let rig = Rig::writable(&volume);
+        let models = std::thread::scope(|scope| {
+            let threads = (0..3).map(|thread| {
+                let (graph, origin) = (rig.graph.clone(), rig.origin.clone());
+                scope.spawn(move || {
+                    let mut event_loop = new_loop();
+                    let queue = Queue::open(&graph, &origin, &event_loop.local(), "hammer");
+                    let mut random = Random(seed * 1000 + thread + 1);
+                    event_loop.block_on(async {
+                        if thread == 2 {
+                            come_and_go(&queue, &mut random).await;
+                            return Vec::new();
+                        }
+                        hammer(&queue, thread, 2, &mut random).await
+                    })
+                })
+            });
+            let threads: Vec<_> = threads.collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        rig.close();
+        volume.save(&path);
+        scratch.check_clean(&path);
+        let contents = scratch.contents(&path);
+        for (number, version) in models.into_iter().flatten() {
+            let at = (number * SECTOR) as usize;
+            assert!(contents[at..at + 512] == sector(number, version), "{options}: {number}");
         }
     }
 }
