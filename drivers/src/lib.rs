@@ -16,6 +16,7 @@
 
 pub mod blkdebug;
 pub mod crypto;
+pub mod dirty_bitmap;
 pub mod file;
 mod join;
 pub mod memory;
