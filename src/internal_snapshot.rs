@@ -3,7 +3,7 @@
 use crate::layer::Blockplex;
 use blockplex_drivers::qcow2::snapshot_table::SnapshotEntry;
 use blockplex_drivers::qcow2::{NewSnapshot, Qcow2, Snapshot, SnapshotSelector};
-use blockplex_graph::{Error, ErrorKind, NodeId, Result};
+use blockplex_graph::{NodeId, Result};
 
 impl Blockplex {
     /// The internal snapshots of a qcow2 node, in the order of the image.
@@ -12,16 +12,7 @@ impl Blockplex {
     ///
     /// `NotFound`: no such node; `NotSupported`: it is not a qcow2 node.
     pub fn internal_snapshots(&self, node: NodeId) -> Result<Vec<Snapshot>> {
-        let topology = self.graph().topology();
-        let view = topology.node(node).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("{node:?} is not part of the graph"))
-        })?;
-        let driver = view.driver_as::<Qcow2>().ok_or_else(|| {
-            let name = view.driver().driver_name();
-            let text = format!("a {name} node has no internal snapshots");
-            Error::new(ErrorKind::NotSupported, text).at_node(view.name())
-        })?;
-        Ok(driver.snapshots())
+        self.with_qcow2(node, |driver| Ok(driver.snapshots()))
     }
 
     /// Takes an internal snapshot of a qcow2 node while no request reaches it; gives its entry.

@@ -95,6 +95,7 @@
 #![deny(missing_docs)]
 
 mod backend;
+mod bitmap;
 mod blocking;
 mod create;
 pub mod file_name;

@@ -12,7 +12,8 @@
 //!     has the bits already is only read.
 //! M2. Clearing is for whoever has made sure that nobody marks the same chunks meanwhile (a drain):
 //!     such a mark may be lost. Marks of other chunks are not.
-//! M3. No bit past the end of the disk is set.
+//! M3. No bit past the end of the disk is set, but for marks that overtake a smaller size; those
+//!     are never stored.
 
 mod tree;
 
@@ -43,7 +44,8 @@ impl DirtyBitmap {
     pub fn new(size: u64, granularity: u64) -> Result<DirtyBitmap> {
         let range = 1 << MIN_GRANULARITY_BITS..=1_u64 << MAX_GRANULARITY_BITS;
         if !granularity.is_power_of_two() || !range.contains(&granularity) {
-            let text = format!("granularity {granularity} is not a power of two from 512 to 2147483648");
+            let text =
+                format!("granularity {granularity} is not a power of two from 512 to 2147483648");
             return Err(Error::new(ErrorKind::InvalidArgument, text));
         }
         let granularity_bits = granularity.trailing_zeros();
@@ -175,7 +177,11 @@ impl DirtyBitmap {
     pub(crate) fn bytes_at(&self, chunk: u64, length: usize) -> Option<Vec<u8>> {
         let end = chunk + length as u64 * 8;
         self.tree.next_set(chunk).filter(|found| *found < end)?;
-        let words = (0..length as u64 / 8).map(|word| self.tree.word(chunk + word * 64));
+        // A write that overtook a smaller size may have left marks behind the end.
+        let words = (0..length as u64 / 8).map(|word| {
+            let at = chunk + word * 64;
+            self.tree.word(at) & self.inside(at)
+        });
         Some(words.flat_map(u64::to_le_bytes).collect())
     }
 
@@ -187,10 +193,14 @@ impl DirtyBitmap {
                 *byte = *from;
             }
             let at = chunk + index * 64;
-            let left = self.chunks().saturating_sub(at);
-            let mask = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
-            self.tree.set_word(at, u64::from_le_bytes(word) & mask);
+            self.tree.set_word(at, u64::from_le_bytes(word) & self.inside(at));
         }
+    }
+
+    /// Which of the 64 bits from `chunk` on are before the end of the disk.
+    fn inside(&self, chunk: u64) -> u64 {
+        let left = self.chunks().saturating_sub(chunk);
+        if left >= 64 { u64::MAX } else { (1 << left) - 1 }
     }
 
     /// Marks `count` chunks from `chunk` on.

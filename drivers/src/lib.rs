@@ -10,8 +10,8 @@
 //! | [`qcow2`] | the qcow2 format | `file`, `backing` |
 //!
 //! Beside them: [`options`] (how nodes are described), [`open_gate`] (what an image may open by
-//! itself: nothing, unless granted), [`probe`] (a suggestion of a format, never a decision) and
-//! [`crypto`] (ciphers, LUKS, secrets).
+//! itself: nothing, unless granted), [`probe`] (a suggestion of a format, never a decision),
+//! [`crypto`] (ciphers, LUKS, secrets) and [`dirty_bitmap`] (what was written since some moment).
 #![deny(missing_docs)]
 
 pub mod blkdebug;

@@ -29,6 +29,7 @@
 //! | `cache_sizes`, `cache_cleaning`, `reopen` | how large the caches are, what leaves them, new options |
 //! | `lazy_refcounts` | refcounts that are written late |
 //! | `writeback` | the order in which metadata reaches the disk |
+//! | `bitmap` | dirty bitmaps, stored in the image or not |
 //! | `snapshot` | internal snapshots, and the VM state that they have |
 //! | `integrity` | the first write, and damaged images |
 //! | [`amend`] | changing what an image was created with |
@@ -44,6 +45,7 @@
 //! | [`extension`] | one header extension after the other, from bytes and to bytes |
 //! | [`geometry`] | cluster arithmetic: what a guest or host offset means in tables |
 //! | [`entry`] | one L1, L2 or refcount-table entry |
+//! | [`bitmap_directory`] | the directory of persistent bitmaps, and their tables |
 //! | [`snapshot_table`] | the entries of the snapshot table |
 //! | [`subcluster`] | the second word of an extended L2 entry |
 //! | [`refcount_block`] | one refcount of 1 to 64 bits in a block |
@@ -66,6 +68,8 @@
 //! mutexes that are held for some instructions.
 
 pub mod amend;
+mod bitmap;
+pub mod bitmap_directory;
 mod cache_cleaning;
 mod cache_sizes;
 pub mod check;
@@ -116,6 +120,7 @@ mod tests;
 mod write;
 mod writeback;
 
+pub use bitmap::{BitmapInformation, BitmapStatus, NewBitmap};
 pub use create::{create, create_with_data_file};
 pub use encryption::{
     CreateEncryption, EncryptionFormat, EncryptionInformation, EncryptionOptions,
@@ -125,6 +130,7 @@ pub use open::{BackingReference, ImageInformation, Qcow2Options};
 pub use snapshot::{MAX_SNAPSHOT_NAME_BYTES, NewSnapshot, Snapshot, SnapshotSelector};
 
 use crate::join;
+use bitmap::Bitmaps;
 use blockplex_drain::Grace;
 use blockplex_io::lock::{CoMutex, RangeLock};
 use cache_cleaning::CacheCleaning;
@@ -189,6 +195,7 @@ pub struct Qcow2 {
     resizing: CoMutex<()>,
     header: CoMutex<Header>,
     snapshots: Mutex<Snapshots>,
+    bitmaps: Bitmaps,
     /// The snapshot that is shown instead of the disk.
     shown: Option<SnapshotSelector>,
     integrity: Integrity,

@@ -15,12 +15,14 @@
 //! | [`header`], [`extension`] | rows H and E |
 //! | [`name`] | rows B: what an image names, and what the gate lets it have |
 //! | [`table`] | rows T: L1, L2, refcounts, compressed clusters |
+//! | [`bitmap`] | rows M: persistent bitmaps |
 //! | [`snapshot`] | rows S: the snapshot table |
 //! | [`plain`] | rows W: raw, formats stated and never guessed, files that shrink |
 //! | [`failing`], [`sweep`] | a driver that fails; each lower operation fails once |
 //! | [`mutation`] | images with random damage |
 //! | [`interop`] | random operations on images of every shape, against a model and the peer |
 
+mod bitmap;
 mod extension;
 mod failing;
 mod header;

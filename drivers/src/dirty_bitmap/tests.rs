@@ -185,6 +185,8 @@ fn operation() -> impl Strategy<Value = Operation> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
     #[test]
     fn random_operations_agree_with_a_plain_bitmap(
         bits in 9..14_u32,

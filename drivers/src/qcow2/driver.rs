@@ -1,6 +1,7 @@
 //! The driver contract: tier 1, and who serves what in tier 2.
 
 use super::Qcow2;
+use super::integrity::Way;
 use super::layers::{Layers, NOWHERE};
 use super::lookup::Place;
 use crate::crypto::SECTOR;
@@ -49,8 +50,9 @@ impl Qcow2 {
 
     fn map_write(&self, node: &NodeView, request: &MapRequest<'_>) -> Map {
         let MapRequest { offset, length, loop_index, flags, .. } = *request;
+        let way = self.way();
         let direct = !flags.fua && !flags.compressed && self.encryption.is_none();
-        if !direct || node.announces() || !self.may_write_now() {
+        if !direct || node.announces() || way == Way::Closed {
             return Map::Async { length };
         }
         let pin = self.grace.pin(loop_index);
@@ -58,6 +60,9 @@ impl Qcow2 {
         if let Place::Data { host, copied: true } = extent.place
             && self.is_covered(host, extent.length)
         {
+            if way == Way::Marked {
+                self.bitmaps.mark(offset, extent.length);
+            }
             let pin = Some(Pin(pin.into_number()));
             return Map::Child { edge: self.data_edge, offset: host, length: extent.length, pin };
         }
@@ -68,6 +73,11 @@ impl Qcow2 {
     async fn serve_request(&self, io: &NodeIo, request: Request) -> Result<Outcome> {
         let Request { kind, flags, offset, length, vector } = request;
         let layers = Layers { guest: kind != RequestKind::Truncate, ..Layers::of(io)? };
+        match kind {
+            RequestKind::Write => self.bitmaps.mark(offset, vector.len() as u64),
+            RequestKind::Discard | RequestKind::WriteZeroes => self.bitmaps.mark(offset, length),
+            _ => {}
+        }
         match kind {
             RequestKind::Read => self.read(&layers, offset, &vector).await?,
             RequestKind::Write => {

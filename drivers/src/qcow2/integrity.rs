@@ -1,7 +1,8 @@
 //! What must be done before the first write, and what is done when an image turns out damaged.
 //!
 //! I1. Nothing is written to the file before the autoclear bits that this driver does not maintain
-//!     (all but that of a raw data file) are cleared in the header, durably (H24).
+//!     (all but those of a raw data file and of the bitmaps) are cleared in the header (H24), and
+//!     the stored bitmaps are marked as in use, durably.
 //! I2. When metadata turns out corrupt, the image is marked so once, and every later write is
 //!     refused. An image that is open read-only is never written to.
 
@@ -12,7 +13,7 @@ use super::layers::Layers;
 use super::lookup::Fault;
 use blockplex_graph::{Child, Error, ErrorKind, RequestFlags, Result};
 use blockplex_io::buffer::IoBuffer;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// The header fields of the feature bits: incompatible, compatible, autoclear.
 const FEATURES_OFFSET: u64 = 72;
@@ -20,17 +21,46 @@ const FEATURES_OFFSET: u64 = 72;
 /// See the page.
 #[derive(Default)]
 pub(super) struct Integrity {
-    /// I1 is done.
-    prepared: AtomicBool,
+    /// I1 is done, and whether bitmaps record: a [`Way`].
+    way: AtomicU8,
     /// I2 has happened.
     broken: AtomicBool,
 }
 
+/// How a write may go its short way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Way {
+    /// Not at all: something is to be prepared, or is broken.
+    Closed = 0,
+    /// As it is.
+    Open = 1,
+    /// Bitmaps want to know of it.
+    Marked = 2,
+}
+
 impl Qcow2 {
-    /// Whether a write may go its short way: nothing to prepare, nothing broken.
+    /// How a write may go its short way.
+    pub(super) fn way(&self) -> Way {
+        // Acquire: partner of the Releases in `choose_way`; the header was written before.
+        match self.integrity.way.load(Ordering::Acquire) {
+            _ if self.is_broken() => Way::Closed,
+            1 => Way::Open,
+            2 => Way::Marked,
+            _ => Way::Closed,
+        }
+    }
+
+    /// Whether everything is prepared for writing, and nothing broken.
     pub(super) fn may_write_now(&self) -> bool {
-        // Acquire: partner of the Release in `prepare_for_writing`; the header was written before.
-        self.integrity.prepared.load(Ordering::Acquire) && !self.is_broken()
+        self.way() != Way::Closed
+    }
+
+    /// After a change of which bitmaps record, of an image that is prepared.
+    pub(super) fn choose_way(&self) {
+        let way = if self.bitmaps.is_recording() { Way::Marked } else { Way::Open };
+        // Release: partner of the Acquires.
+        self.integrity.way.store(way as u8, Ordering::Release);
     }
 
     /// Whether the image was found to be corrupt.
@@ -48,19 +78,26 @@ impl Qcow2 {
             let text = "the image was found to be corrupt: it must be repaired before writing";
             return Err(Error::new(ErrorKind::Corrupt, text));
         }
-        // Acquire: as in `may_write_now`.
-        if self.integrity.prepared.load(Ordering::Acquire) {
+        if self.may_write_now() {
             return Ok(());
         }
         let mut header = self.header.lock().await;
-        let kept = header.autoclear_features & feature::RAW_DATA_FILE;
+        // Somebody else may have come first; twice does no harm, but what bitmaps hold must not be
+        // said to be out of date after it was stored.
+        if self.may_write_now() {
+            return Ok(());
+        }
+        let mut kept = header.autoclear_features & feature::KNOWN_AUTOCLEAR;
+        if header.consistent_bitmaps().is_none() {
+            kept &= !feature::BITMAPS;
+        }
         if header.autoclear_features != kept {
             header.autoclear_features = kept;
             write_features(file, &header).await?;
             file.flush().await?;
         }
-        // Release: partner of the Acquires.
-        self.integrity.prepared.store(true, Ordering::Release);
+        self.mark_bitmaps_in_use(file, &header).await?;
+        self.choose_way();
         Ok(())
     }
 

@@ -5,6 +5,8 @@
 //! and lets a read-only one pass, so that data can be rescued.
 
 use super::Qcow2;
+use super::bitmap::{self, BitmapInformation, Bitmaps};
+use super::bitmap_directory::BitmapEntry;
 use super::cache_cleaning::{CacheCleaning, DEFAULT_CLEAN_INTERVAL};
 use super::cache_sizes::{cache_sizes, slice_bits};
 use super::check::{CheckOptions, Fix, check};
@@ -115,6 +117,8 @@ pub struct ImageInformation {
     pub extended_l2: bool,
     /// How the guest's data is encrypted.
     pub encryption: Option<EncryptionInformation>,
+    /// The persistent bitmaps, unless they are stale.
+    pub bitmaps: Vec<BitmapInformation>,
 }
 
 impl Qcow2 {
@@ -158,6 +162,7 @@ impl Qcow2 {
         let sizes = cache_sizes(&options, &geometry, header.size, slice_bits)?;
         let snapshot_table = snapshot::table::read(file, &header, file_length).await?;
         let table_bytes = snapshot_table.bytes;
+        let directory = bitmap::read_directory(file, &header, file_length).await?;
         let table = read_refcount_table(file, &header, file_length).await;
         let table = if read_only { table.unwrap_or_default() } else { table? };
         let place = header.refcount_table_offset;
@@ -182,6 +187,13 @@ impl Qcow2 {
             bad_blocks?;
             check_counted(&refcounts, &header, file).await?;
         }
+        let source =
+            bitmap::Source { file, header: &header, refcounts: &refcounts, file_length, read_only };
+        let bitmaps = match options.snapshot {
+            None => source.load(&directory).await?,
+            // They are the disk's.
+            Some(_) => Vec::new(),
+        };
         let (slices, refcounts) = (Arc::new(SliceCache::new(sizes.slices)), Arc::new(refcounts));
         let cleaning = CacheCleaning::new(&slices, &refcounts);
         let interval = options.cache_clean_interval.unwrap_or(DEFAULT_CLEAN_INTERVAL);
@@ -192,7 +204,7 @@ impl Qcow2 {
             read_only,
             information: ImageInformation {
                 encryption: encryption_information,
-                ..information(&header)
+                ..information(&header, &directory)
             },
             encryption,
             size: AtomicU64::new(header.size),
@@ -222,6 +234,7 @@ impl Qcow2 {
                 table_clusters: geometry.clusters_for(table_bytes),
             }),
             shown: options.snapshot,
+            bitmaps: Bitmaps::new(bitmaps),
             header: CoMutex::new(header),
             integrity: Integrity::default(),
             decompressors: Mutex::new(Vec::new()),
@@ -434,7 +447,7 @@ async fn check_counted(refcounts: &Refcounts, header: &Header, file: &Child) -> 
     Ok(())
 }
 
-fn information(header: &Header) -> ImageInformation {
+fn information(header: &Header, bitmaps: &[BitmapEntry]) -> ImageInformation {
     let geometry = header.geometry();
     let format = header.extensions.backing_format.as_ref();
     let backing = header.backing_name.as_ref().map(|name| BackingReference {
@@ -457,5 +470,6 @@ fn information(header: &Header) -> ImageInformation {
         extended_l2: geometry.extended_l2(),
         // Read by itself.
         encryption: None,
+        bitmaps: bitmaps.iter().map(BitmapInformation::from).collect(),
     }
 }

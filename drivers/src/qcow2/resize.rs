@@ -33,8 +33,11 @@ impl Qcow2 {
         self.prepare_data(layers).await?;
         let _turn = self.resizing.lock().await;
         self.check_size(size, mode).await?;
+        self.bitmaps.check_size(size)?;
         if size < self.disk_size() {
-            return self.shrink(layers, size).await;
+            self.shrink(layers, size).await?;
+            self.bitmaps.set_size(size);
+            return Ok(());
         }
         self.grow(layers, size, mode).await
     }
@@ -90,6 +93,8 @@ impl Qcow2 {
         if self.data_is_raw() || (mode != Preallocation::Off && self.external.is_some()) {
             self.map_data_file(layers, old, size).await?;
         }
+        // Before the size: what is written there from then on is marked.
+        self.bitmaps.set_size(size);
         // Release: partner of the Acquire in `disk_size`.
         self.size.store(size, Ordering::Release);
         Ok(())

@@ -194,6 +194,10 @@ impl Qcow2 {
     ) -> Result<SnapshotEntry> {
         let layers = Layers::of(io)?;
         let _turn = self.begin_snapshot_work(&layers).await?;
+        if !self.bitmaps.is_empty() {
+            let text = "the disk has dirty bitmaps, which cannot follow it to a snapshot";
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
         let snapshots = self.snapshots();
         let chosen = which.choose(&snapshots)?;
         let words = self.l1_of(&layers, chosen).await?;

@@ -2,6 +2,7 @@
 
 mod amend;
 mod basics;
+mod bitmaps;
 mod check;
 mod compressed;
 mod concurrency;

@@ -279,6 +279,7 @@ impl Qcow2 {
             return self.flush_files(layers).await;
         }
         self.flush(layers).await?;
+        let stored = self.store_bitmaps(layers).await;
         // What was freed is free in memory now; write that, too.
         self.flush(layers).await?;
         self.between_rounds(async || {
@@ -288,7 +289,8 @@ impl Qcow2 {
             self.mark_clean(&layers.file).await
         })
         .await?;
-        self.refcounts.trim_file(&layers.file).await
+        self.refcounts.trim_file(&layers.file).await?;
+        stored
     }
 }
 

@@ -182,7 +182,7 @@ impl Qcow2 {
     }
 
     /// Writes metadata to clusters of its own, padded with zeros. Nothing of it is durable yet.
-    pub(super) async fn write_new_metadata(
+    pub(in crate::qcow2) async fn write_new_metadata(
         &self,
         layers: &Layers,
         mut bytes: Vec<u8>,

@@ -178,7 +178,8 @@ impl Rig {
         let _ = self.try_close();
     }
 
-    fn try_close(mut self) -> Result<()> {
+    /// As [`Rig::close`]; gives what the last I/O says.
+    pub(crate) fn try_close(mut self) -> Result<()> {
         self.queue = None;
         self.event_loop.block_on(async {
             let mut change = self.graph.begin().await;
