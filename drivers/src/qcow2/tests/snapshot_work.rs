@@ -47,9 +47,13 @@ const SIZE: usize = 1 << 20;
 #[test]
 fn the_peer_finds_our_snapshots_as_they_were_taken() {
     let scratch = Scratch::new();
-    for options in
-        ["", "cluster_size=512", "compat=0.10,cluster_size=4k", "refcount_bits=4,cluster_size=4k"]
-    {
+    for options in [
+        "",
+        "cluster_size=512",
+        "compat=0.10,cluster_size=4k",
+        "refcount_bits=4,cluster_size=4k",
+        "extended_l2=on,cluster_size=32k",
+    ] {
         let path = scratch.create(options, "1M");
         scratch.qemu_io(&path, "write -P 0x11 0 512k");
         let volume = Volume::from_file(&path);
@@ -87,7 +91,7 @@ fn the_peer_finds_our_snapshots_as_they_were_taken() {
 #[test]
 fn snapshots_of_the_peer_are_applied_and_removed() {
     let scratch = Scratch::new();
-    for options in ["", "cluster_size=512", "compat=0.10,cluster_size=4k"] {
+    for options in ["", "cluster_size=512", "compat=0.10,cluster_size=4k", "extended_l2=on"] {
         let path = scratch.create(options, "1M");
         scratch.qemu_io(&path, "write -P 0x11 0 512k");
         scratch.qemu_img(&["snapshot", "-c", "one", &path]);
@@ -326,6 +330,7 @@ fn crash_test(options: &str, seed: u64) {
 fn a_crash_leaves_the_old_state_or_the_new_one() {
     crash_test("cluster_size=4k", 5);
     crash_test("cluster_size=512,compat=0.10", 6);
+    crash_test("extended_l2=on,cluster_size=16k", 7);
 }
 
 /// Fails the operation of this number, or all from it on.
