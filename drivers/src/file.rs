@@ -16,6 +16,7 @@ pub mod sys;
 
 use self::lock::{FileLock, LockError};
 use self::sys::{AllocateMode, DirectAlignment, ExtentKind, FileKind};
+use crate::open_gate::escape_bytes;
 use blockplex_graph::driver::{
     AccessChange, Driver, LocalFuture, Map, MapRequest, Pin, PreparedReopen, Role,
 };
@@ -26,6 +27,7 @@ use blockplex_graph::{
 use parking_lot::Mutex;
 use std::any::Any;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -441,7 +443,9 @@ fn open_error(path: &Path, direct: bool, error: std::io::Error) -> Error {
     } else {
         ""
     };
-    let text = format!("Could not open '{}': {error}{hint}", path.display());
+    // The name may be an image's.
+    let shown = escape_bytes(path.as_os_str().as_bytes());
+    let text = format!("Could not open '{shown}': {error}{hint}");
     Error::new(kind, text).caused_by(error)
 }
 

@@ -10,6 +10,8 @@
 //! F3. What an image makes the library say holds no control characters.
 //! F4. After a read-write run that was to succeed, the peer finds no more wrong than before.
 //!
+//! F5 and F6, on check and repair, are at the head of [`offline`].
+//!
 //! | file | what |
 //! |---|---|
 //! | [`header`], [`extension`] | rows H and E |
@@ -30,6 +32,7 @@ pub mod image;
 mod interop;
 mod mutation;
 mod name;
+mod offline;
 mod plain;
 mod rows;
 mod snapshot;

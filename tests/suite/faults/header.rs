@@ -132,7 +132,8 @@ fn a_refcount_width_must_be_possible_and_count_the_metadata() {
 
 #[test]
 fn encryption_is_refused_by_its_name() {
-    for (method, word) in [(1, "AES"), (2, "LUKS"), (3, "3"), (u32::MAX, "4294967295")] {
+    judge([row("H17 1", [be32(32, 1)], REFUSED).says(&["encrypt.key-secret"])]);
+    for (method, word) in [(2, "LUKS"), (3, "3"), (u32::MAX, "4294967295")] {
         let says = ["encryption method", word];
         judge([row(format!("H17 {method}"), [be32(32, method)], REFUSED).says(&says)]);
     }

@@ -1,6 +1,7 @@
 //! One row: patches, what is to happen, and the oracle that looks whether it does.
 
 use super::image::{self, Check, FILL, Patch, Sandbox};
+use super::offline;
 use blockplex::{Backend, Blockplex, Error, ErrorKind, OpenGate, OpenOptions, Result, block_on};
 use std::fs;
 use std::io::Read;
@@ -119,6 +120,7 @@ impl Row {
         let options = OpenOptions::image("qcow2", &path).gate(gate);
         self.judge_read_only(&path, &before, options.clone().read_only());
         self.judge_read_write(&path, &before, options);
+        offline::judge(&self.id, &before, self.expected);
     }
 
     fn judge_read_only(&self, path: &Path, before: &[u8], options: OpenOptions) {

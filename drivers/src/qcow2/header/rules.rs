@@ -191,7 +191,7 @@ impl Header {
     ) -> Result<(), FormatError> {
         let result = self.judge_snapshot_table(file_length);
         match result {
-            Err(error) if purpose == Purpose::Check => {
+            Err(error) if purpose == Purpose::Check && self.snapshot_count > 0 => {
                 self.read_only_reasons.push(error);
                 Ok(())
             }
