@@ -43,7 +43,7 @@ const fn case(
     Case { cluster, compat, refcount_bits, start }
 }
 
-const CASES: [Case; 26] = [
+const CASES: [Case; 33] = [
     case("512", "1.1", 16, Start::Empty),
     case("512", "0.10", 16, Start::ShortBacking),
     case("512", "1.1", 64, Start::Compressed("zlib")),
@@ -70,6 +70,13 @@ const CASES: [Case; 26] = [
     case("2M", "1.1", 1, Start::Compressed("zstd")),
     case("2M", "1.1", 64, Start::Qcow2Backing),
     case("2M", "1.1", 16, Start::Snapshots),
+    case("16k,extended_l2=on", "1.1", 16, Start::Empty),
+    case("16k,extended_l2=on", "1.1", 16, Start::Snapshots),
+    case("16k,extended_l2=on", "1.1", 1, Start::Qcow2Backing),
+    case("64k,extended_l2=on", "1.1", 16, Start::ShortBacking),
+    case("64k,extended_l2=on", "1.1", 64, Start::RawBacking),
+    case("64k,extended_l2=on", "1.1", 16, Start::Compressed("zstd")),
+    case("2M,extended_l2=on", "1.1", 16, Start::Filled),
 ];
 
 /// A small generator of numbers.

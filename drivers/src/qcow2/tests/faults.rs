@@ -185,7 +185,7 @@ fn an_uncounted_table_is_not_handed_out_as_data() {
 #[test]
 fn every_failed_write_of_the_file_leaves_a_whole_image() {
     let scratch = Scratch::new();
-    for options in ["", "cluster_size=512,refcount_bits=64"] {
+    for options in ["", "cluster_size=512,refcount_bits=64", "extended_l2=on,cluster_size=16k"] {
         let start = Volume::from_file(&scratch.create(options, "1M")).bytes();
         let path = scratch.path();
         for victim in 0..40 {

@@ -8,7 +8,7 @@ use crate::qcow2::testing::volume::Volume;
 use blockplex_graph::Request;
 
 /// Words that are likely to mean something somewhere.
-const WORDS: [u64; 12] = [
+const WORDS: [u64; 14] = [
     0,
     1,
     u64::MAX,
@@ -19,14 +19,17 @@ const WORDS: [u64; 12] = [
     0x8000_0000_0000_3000,
     0x8000_0000_0000_1000,
     0x8000_0000_0000_5001,
+    0x8000_0000_0001_4000,
+    0x0000_ffff_ffff_0000,
     1 << 40,
     1 << 62 | 0x4321,
 ];
 
 fn damage(bytes: &mut [u8], random: &mut Random) {
+    let cluster = 1 << bytes[23].min(21);
     for _ in 0..=random.below(4) {
         // Header, tables, and the first data.
-        let metadata = (bytes.len() as u64).min(6 * 4096);
+        let metadata = (bytes.len() as u64).min(6 * cluster);
         match random.below(3) {
             0 => {
                 let at = random.below(metadata) as usize;
@@ -40,7 +43,8 @@ fn damage(bytes: &mut [u8], random: &mut Random) {
             _ => {
                 // The beginning of a cluster is where tables have their entries.
                 let word = WORDS[random.below(WORDS.len() as u64) as usize];
-                let at = (random.below(metadata / 4096) * 4096 + random.below(16) * 8) as usize;
+                let at =
+                    (random.below(metadata / cluster) * cluster + random.below(16) * 8) as usize;
                 bytes[at..at + 8].copy_from_slice(&word.to_be_bytes());
             }
         }
@@ -73,7 +77,11 @@ fn damaged_images_do_no_harm() {
     scratch.qemu_img(&["snapshot", "-c", "s", &path]);
     let packed = scratch.path();
     scratch.qemu_img(&["convert", "-c", "-O", "qcow2", "-o", "cluster_size=4k", &path, &packed]);
-    let images = [plain, scratch.read(&path), scratch.read(&packed)];
+    let extended = scratch.create("cluster_size=16k,extended_l2=on", "1M");
+    scratch.qemu_io(&extended, "write -P 1 3k 30k");
+    scratch.qemu_io(&extended, "write -z 9k 4k");
+    scratch.qemu_io(&extended, "write -P 2 500k 100k");
+    let images = [plain, scratch.read(&path), scratch.read(&packed), scratch.read(&extended)];
     let mut random = Random(0x5eed);
     for round in 0..400 {
         let mut bytes = images[round % images.len()].clone();
