@@ -149,3 +149,29 @@ fn qemus_tools_are_kept_out_by_our_locks_and_let_in_after_the_close() {
     assert_eq!(reader.blocking().read_to_vec(0, 512).unwrap(), vec![7; 512]);
     bench.close(&reader).unwrap();
 }
+
+/// The file of a format shows that it is written and resized, and that nobody else may do that; its
+/// external data file shows the same.
+#[test]
+fn an_external_data_file_is_locked_like_the_file_of_its_image() {
+    let sandbox = crate::faults::image::Sandbox::new();
+    let (image, data) = (sandbox.at("image"), sandbox.at("data"));
+    sandbox.create(&image, &format!("data_file={}", data.display()), "1M");
+    let bench = Bench::new();
+    let data_file = format!("data-file.driver=file,data-file.filename={}", data.display());
+    for read_only in ["off", "on"] {
+        let text = format!(
+            "driver=qcow2,read-only={read_only},{data_file},file.driver=file,file.filename={}",
+            image.display()
+        );
+        let disk = bench.open(&text).unwrap();
+        let held = locked_bytes(&image);
+        assert!(!held.is_empty());
+        assert_eq!(locked_bytes(&data), held, "read-only={read_only}");
+        let write = ["-f", "raw", "-c", "write 0 512"];
+        let output = Command::new("qemu-io").args(write).arg(&data).output().unwrap();
+        assert!(!output.status.success(), "the peer writes to the data file");
+        bench.close(&disk).unwrap();
+    }
+    assert_eq!(locked_bytes(&data), BTreeSet::new());
+}

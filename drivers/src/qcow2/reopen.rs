@@ -5,7 +5,7 @@ use super::cache_cleaning::{DEFAULT_CLEAN_INTERVAL, PreparedCleaning};
 use super::cache_sizes::{CacheSizes, cache_sizes, slice_bits};
 use super::discard::DiscardRules;
 use super::encryption;
-use super::layers::Layers;
+use super::layers::{Layers, NOWHERE};
 use super::lazy_refcounts::{LazyRefcounts, wants_lazy};
 use super::open::Qcow2Options;
 use super::refcounts::Refcounts;
@@ -69,6 +69,10 @@ impl Qcow2 {
 
     /// The caches that `options` ask for; the slices of an open image keep their size.
     fn new_cache_sizes(&self, options: &Qcow2Options) -> Result<CacheSizes> {
+        if options.without_data_file && self.data_edge != NOWHERE {
+            let text = "data-file cannot be changed while the image is open";
+            return Err(Error::new(ErrorKind::NotSupported, text));
+        }
         if options.snapshot != self.shown {
             let text = "the snapshot that a node shows cannot be changed while the image is open";
             return Err(Error::new(ErrorKind::NotSupported, text));
