@@ -18,6 +18,7 @@ mod map;
 mod measure;
 mod progress;
 mod rate;
+mod rebase;
 mod resize;
 mod snapshot;
 mod snapshot_list;
@@ -54,6 +55,7 @@ const COMMANDS: &[Command] = &[
     info::COMMAND,
     map::COMMAND,
     measure::COMMAND,
+    rebase::COMMAND,
     resize::COMMAND,
     snapshot::COMMAND,
 ];

@@ -97,9 +97,9 @@ fn run(tool: &mut Tool, words: Vec<String>) -> Result<u8, Failure> {
 }
 
 /// An image of the chain, as it is opened by itself.
-struct Level {
-    filename: String,
-    format: Option<String>,
+pub struct Level {
+    pub filename: String,
+    pub format: Option<String>,
 }
 
 fn commit(
@@ -151,7 +151,8 @@ fn chain_below(tool: &Tool, top: &ImageOpenOptions) -> Result<Vec<Level>, Failur
     Ok(chain)
 }
 
-fn levels_below(image: &Image) -> Result<Vec<Level>, Failure> {
+/// What is below an open image, from the next one down.
+pub fn levels_below(image: &Image) -> Result<Vec<Level>, Failure> {
     let mut levels = Vec::new();
     let mut view = image.view()?;
     let mut filename = image.shown_name.clone();
@@ -166,7 +167,8 @@ fn levels_below(image: &Image) -> Result<Vec<Level>, Failure> {
     Ok(levels)
 }
 
-fn is_same(name: &str, other: &str) -> bool {
+/// Whether two names are the same file.
+pub fn is_same(name: &str, other: &str) -> bool {
     let real = |name: &str| std::fs::canonicalize(Path::new(name)).ok();
     name == other || real(name).is_some_and(|real_name| Some(real_name) == real(other))
 }

@@ -95,7 +95,10 @@ impl Layer {
         length: usize,
     ) -> (IoBuffer, Result<(), Error>) {
         let inside = self.inside(offset, length as u64) as usize;
-        let (mut buffer, result) = lanes::read(&self.queue, offset, buffer, at, inside).await;
+        let (mut buffer, result) = match inside {
+            0 => (buffer, Ok(())),
+            _ => lanes::read(&self.queue, offset, buffer, at, inside).await,
+        };
         if let Some(padding) = buffer.get_mut(at + inside..at + length) {
             padding.fill(0);
         }
@@ -181,6 +184,9 @@ impl OpenDisk {
         compressed: bool,
     ) -> (IoBuffer, Result<(), Error>) {
         let inside = self.top.inside(offset, length as u64) as usize;
+        if inside == 0 {
+            return (buffer, Ok(()));
+        }
         let whole = buffer.into_vector();
         let mut request = Request::write(offset, whole.slice(at, inside));
         request.flags.compressed = compressed;
@@ -196,6 +202,9 @@ impl OpenDisk {
     /// The request's own.
     pub async fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), Error> {
         let inside = self.inside(offset, length);
+        if inside == 0 {
+            return Ok(());
+        }
         let request = Request::write_zeroes(offset, inside).may_unmap();
         lanes::perform(&self.top.queue, request).await
     }
