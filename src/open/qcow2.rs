@@ -205,8 +205,7 @@ impl Opener<'_> {
             self.local.blocking(move || gate.open_named(directory.as_deref(), &name, access)).await;
         let (fd, path) = opened.map_err(|error| match error {
             GateError::Missing(_) => {
-                let text =
-                    format!("Could not open '{}': No such file or directory", given.display());
+                let text = format!("Could not open '{}': No such file or directory", shown(&given));
                 Error::new(ErrorKind::NotFound, text)
             }
             error => refused(by, format!("its {what} {error}")),
@@ -411,5 +410,10 @@ fn refused(file: &OpenNode, text: String) -> Error {
 }
 
 fn place_of(file: &OpenNode) -> String {
-    file.path.as_deref().map_or("an image".into(), |path| format!("'{}'", path.display()))
+    file.path.as_deref().map_or("an image".into(), |path| format!("'{}'", shown(path)))
+}
+
+/// A path that may hold an image's words.
+fn shown(path: &Path) -> String {
+    escape_bytes(path.as_os_str().as_bytes())
 }
