@@ -7,6 +7,7 @@
 //! | [`memory`] | a disk in memory | none |
 //! | [`raw`] | passes on, or shows a window of its file | `file` |
 //! | [`blkdebug`] | injects errors, keeps requests waiting, narrows limits | `file` (`image` in options) |
+//! | [`luks`] | a disk behind a LUKS header | `file` |
 //! | [`qcow2`] | the qcow2 format | `file`, `backing` |
 //!
 //! Beside them: [`options`] (how nodes are described), [`open_gate`] (what an image may open by
@@ -19,6 +20,7 @@ pub mod crypto;
 pub mod dirty_bitmap;
 pub mod file;
 mod join;
+pub mod luks;
 pub mod memory;
 pub mod null;
 pub mod open_gate;

@@ -4,7 +4,9 @@ use super::{Inherited, OpenNode, Opener};
 use crate::layer::ImagePlace;
 use crate::options::invalid;
 use blockplex_drivers::blkdebug::{Blkdebug, BlkdebugOptions};
+use blockplex_drivers::crypto::luks::options::take_secret;
 use blockplex_drivers::file::{File, FileOptions, Locking, sys};
+use blockplex_drivers::luks::{Luks, LuksOptions};
 use blockplex_drivers::memory::Memory;
 use blockplex_drivers::null::{self, Null};
 use blockplex_drivers::open_gate::FileIdentity;
@@ -49,6 +51,7 @@ impl Opener<'_> {
                 tree.finish().map_err(invalid)?;
                 self.add_leaf(name, Box::new(Memory::new(size)?), options).await
             }
+            "luks" => self.open_luks(name, description).await,
             "raw" => self.open_raw(name, description).await,
             "blkdebug" => self.open_blkdebug(name, description).await,
             "qcow2" => self.open_qcow2(name, description).await,
@@ -115,6 +118,43 @@ impl Opener<'_> {
         let path = std::path::absolute(&path).unwrap_or(path);
         self.images.push((id, ImagePlace { path: path.clone(), format }));
         Ok(OpenNode { id, path: Some(path), given, identity: Some(identity) })
+    }
+
+    async fn open_luks(
+        &mut self,
+        name: Option<String>,
+        description: Description,
+    ) -> Result<OpenNode> {
+        let Description { mut tree, options, inherited, file, .. } = description;
+        let settings = LuksOptions {
+            key: take_secret(&mut tree, "key-secret", &self.secrets)?,
+            metadata_only: self.metadata_only,
+            ..LuksOptions::default()
+        };
+        let file = match file {
+            Some(file) => file,
+            None => self.open_child(&mut tree, "file", inherited).await?,
+        };
+        tree.finish().map_err(invalid)?;
+        let (holder, child) = self.hold(file.id, options.read_only).await?;
+        let added = match Luks::open(&child, settings, options.read_only).await {
+            Ok(driver) => {
+                let children = [(Role::File, file.id)];
+                self.add_held(holder, name.as_deref(), Box::new(driver), options, &children).await
+            }
+            Err(error) => Err(error),
+        };
+        match added {
+            Ok(id) => {
+                let place = file.path.clone().map(|path| ImagePlace { path, format: "luks" });
+                self.images.extend(place.map(|place| (id, place)));
+                Ok(OpenNode { id, ..file })
+            }
+            Err(error) => {
+                self.let_go(holder).await;
+                Err(error)
+            }
+        }
     }
 
     async fn open_raw(

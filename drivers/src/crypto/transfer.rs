@@ -8,7 +8,7 @@ use super::SECTOR;
 use super::sectors::SectorCipher;
 use crate::join::join_all;
 use blockplex_graph::driver::LocalFuture;
-use blockplex_graph::{Child, Error, ErrorKind, RequestFlags, Result};
+use blockplex_graph::{Child, RequestFlags, Result};
 use blockplex_io::buffer::{IoBuffer, IoVector};
 use std::sync::Arc;
 
@@ -19,19 +19,43 @@ const PIECE: usize = 64 << 10;
 /// Pieces that are worked on side by side; bounds the memory of a request.
 const PARALLEL: usize = 32;
 
-/// Fills `vector` with what the bytes of `child` from `offset` on mean. The first of its sectors has
-/// number `sector`.
+/// Fills `vector` with what the bytes of `child` from `offset` on mean. Sectors are numbered by
+/// `number`, a byte that is as far into its sector as `offset`. What is not whole sectors is
+/// widened.
 ///
 /// # Errors
 ///
-/// Those of the child; a length that is not whole sectors.
+/// Those of the child.
 pub async fn read(
+    child: &Child,
+    cipher: &Arc<SectorCipher>,
+    (offset, number): (u64, u64),
+    vector: &IoVector,
+) -> Result<()> {
+    let (place, skip) = sector_of(offset, number);
+    if skip == 0 && vector.len().is_multiple_of(SECTOR) {
+        return read_sectors(child, cipher, place, vector).await;
+    }
+    let whole = IoVector::zeroed((skip + vector.len()).next_multiple_of(SECTOR));
+    read_sectors(child, cipher, place, &whole).await?;
+    vector.copy_from_vector(0, &whole, skip, vector.len());
+    Ok(())
+}
+
+/// The place where a sector starts, its number, and how far `offset` is from there.
+fn sector_of(offset: u64, number: u64) -> ((u64, u64), usize) {
+    let sector = SECTOR as u64;
+    debug_assert_eq!(offset % sector, number % sector, "a sector is a sector to both");
+    let skip = offset % sector;
+    ((offset - skip, number / sector), skip as usize)
+}
+
+async fn read_sectors(
     child: &Child,
     cipher: &Arc<SectorCipher>,
     (offset, sector): (u64, u64),
     vector: &IoVector,
 ) -> Result<()> {
-    check_whole(vector.len())?;
     let mut pieces: Vec<LocalFuture<'_, Result<()>>> = Vec::new();
     for (start, length) in pieces_of(vector.len()) {
         let place = (offset + start as u64, sector + (start / SECTOR) as u64);
@@ -69,20 +93,37 @@ async fn read_piece(
     Ok(())
 }
 
-/// Writes `vector`, encrypted, to `child` from `offset` on. The first of its sectors has number
-/// `sector`.
+/// Writes `vector`, encrypted, to `child` from `offset` on. Sectors are numbered as for [`read`].
+/// What is not whole sectors is read before; who writes so sees to it that nobody else writes the
+/// same sectors.
 ///
 /// # Errors
 ///
-/// Those of the child; a length that is not whole sectors.
+/// Those of the child.
 pub async fn write(
+    child: &Child,
+    cipher: &Arc<SectorCipher>,
+    (offset, number): (u64, u64),
+    vector: &IoVector,
+    flags: RequestFlags,
+) -> Result<()> {
+    let (place, skip) = sector_of(offset, number);
+    if skip == 0 && vector.len().is_multiple_of(SECTOR) {
+        return write_sectors(child, cipher, place, vector, flags).await;
+    }
+    let whole = IoVector::zeroed((skip + vector.len()).next_multiple_of(SECTOR));
+    read_sectors(child, cipher, place, &whole).await?;
+    whole.copy_from_vector(skip, vector, 0, vector.len());
+    write_sectors(child, cipher, place, &whole, flags).await
+}
+
+async fn write_sectors(
     child: &Child,
     cipher: &Arc<SectorCipher>,
     (offset, sector): (u64, u64),
     vector: &IoVector,
     flags: RequestFlags,
 ) -> Result<()> {
-    check_whole(vector.len())?;
     let mut start = 0;
     while start < vector.len() {
         let length = (vector.len() - start).min(PIECE * PARALLEL);
@@ -130,12 +171,4 @@ async fn encrypted(
 /// Start and length of the pieces of a transfer.
 fn pieces_of(length: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..length).step_by(PIECE).map(move |start| (start, PIECE.min(length - start)))
-}
-
-fn check_whole(length: usize) -> Result<()> {
-    if length.is_multiple_of(SECTOR) {
-        return Ok(());
-    }
-    let text = format!("{length} bytes are not whole sectors, which encryption needs");
-    Err(Error::new(ErrorKind::InvalidArgument, text))
 }

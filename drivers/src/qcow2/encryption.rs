@@ -9,7 +9,7 @@
 //! - **EN3** A key is known to be right before anything is read or written with it; where that
 //!   cannot be known (the obsolete scheme) the password is the key.
 //! - **EN4** Requests are whole sectors; the node's limits make them so. Others, of the driver
-//!   itself, are widened here.
+//!   itself, are widened by `transfer`.
 
 mod options;
 
@@ -19,7 +19,7 @@ use crate::crypto::luks::{
     self, DEFAULT_MAX_ITERATIONS, LuksCreateOptions, LuksHeader, MasterKey, SlotChange,
 };
 use crate::crypto::sectors::SectorCipher;
-use crate::crypto::{SECTOR, Secret, legacy_aes, transfer};
+use crate::crypto::{Secret, legacy_aes, transfer};
 use blockplex_graph::{Child, Error, ErrorKind, RequestFlags, Result};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::lock::CoMutex;
@@ -199,16 +199,8 @@ impl Encryption {
         (host, guest): (u64, u64),
         vector: IoVector,
     ) -> Result<()> {
-        let cipher = self.cipher()?;
-        let skip = (host % SECTOR as u64) as usize;
-        let place = (host - skip as u64, self.numbered_by(host, guest) / SECTOR as u64);
-        if skip == 0 && vector.len().is_multiple_of(SECTOR) {
-            return transfer::read(data, cipher, place, &vector).await;
-        }
-        let whole = IoVector::zeroed((skip + vector.len()).next_multiple_of(SECTOR));
-        transfer::read(data, cipher, place, &whole).await?;
-        vector.copy_from_vector(0, &whole, skip, vector.len());
-        Ok(())
+        let place = (host, self.numbered_by(host, guest));
+        transfer::read(data, self.cipher()?, place, &vector).await
     }
 
     /// Writes `vector`, encrypted, to `data` from `host` on, at guest offset `guest`.
@@ -218,17 +210,9 @@ impl Encryption {
         (host, guest): (u64, u64),
         vector: IoVector,
     ) -> Result<()> {
-        let cipher = self.cipher()?;
+        let place = (host, self.numbered_by(host, guest));
         let flags = RequestFlags::default();
-        let skip = (host % SECTOR as u64) as usize;
-        let place = (host - skip as u64, self.numbered_by(host, guest) / SECTOR as u64);
-        if skip == 0 && vector.len().is_multiple_of(SECTOR) {
-            return transfer::write(data, cipher, place, &vector, flags).await;
-        }
-        let whole = IoVector::zeroed((skip + vector.len()).next_multiple_of(SECTOR));
-        transfer::read(data, cipher, place, &whole).await?;
-        whole.copy_from_vector(skip, &vector, 0, vector.len());
-        transfer::write(data, cipher, place, &whole, flags).await
+        transfer::write(data, self.cipher()?, place, &vector, flags).await
     }
 }
 

@@ -131,8 +131,9 @@ fn a_refcount_width_must_be_possible_and_count_the_metadata() {
 }
 
 #[test]
-fn encryption_is_refused_by_its_name() {
-    judge([row("H17 1", [be32(32, 1)], REFUSED).says(&["encrypt.key-secret"])]);
+fn encryption_needs_a_key_and_a_known_method() {
+    let key = row("H17 1", [be32(32, 1)], REFUSED);
+    judge([key.says(&["encrypt.key-secret", "required"])]);
     for (method, word) in [(2, "LUKS"), (3, "3"), (u32::MAX, "4294967295")] {
         let says = ["encryption method", word];
         judge([row(format!("H17 {method}"), [be32(32, method)], REFUSED).says(&says)]);

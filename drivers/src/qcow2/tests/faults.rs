@@ -135,14 +135,9 @@ fn what_endangers_only_writes_can_be_read() {
 fn what_is_not_supported_is_refused_by_name() {
     let scratch = Scratch::new();
     let good = catalogue(&scratch);
-    let rows = [
-        ("AES", with_word(good.clone(), 32, 1 << 32 | 1)),
-        ("bit 63", with_word(good, 72, 1 << 63)),
-    ];
-    for (row, bytes) in rows {
-        let error = Rig::open(&Volume::new(&bytes), read_only()).map(drop).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NotSupported, "{row}: {error}");
-    }
+    let bytes = with_word(good, 72, 1 << 63);
+    let error = Rig::open(&Volume::new(&bytes), read_only()).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotSupported, "bit 63: {error}");
 }
 
 #[test]
