@@ -154,6 +154,7 @@ pub struct OpenGate {
     schemes: BTreeSet<String>,
     block_devices: bool,
     trusted: bool,
+    file_prefix: bool,
 }
 
 impl OpenGate {
@@ -173,8 +174,8 @@ impl OpenGate {
         self.grant(directory.as_ref(), Access::ReadWrite)
     }
 
-    /// As [`OpenGate::allow_directory`], but for reading only: backing files, not data files that
-    /// are to be written.
+    /// As [`OpenGate::allow_directory`], but for backing files only: for reading, and not for the
+    /// data files of images.
     ///
     /// # Errors
     ///
@@ -220,6 +221,29 @@ impl OpenGate {
     #[must_use]
     pub fn allow_block_devices(mut self) -> Self {
         self.block_devices = true;
+        self
+    }
+
+    /// Takes `file:PATH` for PATH, which has to lie within a granted directory as any path.
+    #[must_use]
+    pub fn allow_file_prefix(mut self) -> Self {
+        self.file_prefix = true;
+        self
+    }
+
+    /// The path that `name` is, where it has a prefix that this gate takes for nothing.
+    #[must_use]
+    pub fn without_prefix<'name>(&self, name: &'name [u8]) -> &'name [u8] {
+        match name.strip_prefix(b"file:") {
+            Some(path) if self.file_prefix => path,
+            _ => name,
+        }
+    }
+
+    /// The gate for data files: without the directories that are for backing files only.
+    #[must_use]
+    pub fn for_data_files(mut self) -> Self {
+        self.grants.retain(|grant| grant.access == Access::ReadWrite);
         self
     }
 

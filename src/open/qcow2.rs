@@ -196,7 +196,10 @@ impl Opener<'_> {
         let said = Path::new(OsStr::from_bytes(&name));
         let given =
             by.given.as_deref().and_then(Path::parent).map_or(said.into(), |base| base.join(said));
-        let gate = self.gate.clone();
+        let gate = match what {
+            "data file" if !self.gate.trusts_images() => self.gate.clone().for_data_files(),
+            _ => self.gate.clone(),
+        };
         let access = match read_only {
             true => open_gate::Access::ReadOnly,
             false => open_gate::Access::ReadWrite,
@@ -296,6 +299,7 @@ impl Opener<'_> {
                 return Err(refused(by, text));
             }
         }
+        let name = self.gate.without_prefix(&name).to_vec();
         let scheme = self.gate.granted_scheme(&name);
         if scheme.map_err(|error| refused(by, format!("its backing file {error}")))?.is_some() {
             return self.open_by_scheme(by, &name, format, chain).await;

@@ -12,3 +12,4 @@ mod create;
 mod info;
 mod mask;
 mod pair;
+mod policy;

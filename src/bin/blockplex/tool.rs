@@ -191,7 +191,7 @@ impl Tool {
     pub fn gate(&self, directory: Option<&Path>) -> Result<OpenGate, Failure> {
         let fail = |what: &str, error| Failure::new(format!("--allow '{what}': {error}"));
         let gate = OpenGate::deny_all().allow_reading("/").map_err(|error| fail("/", error))?;
-        let mut gate = gate.allow_block_devices();
+        let mut gate = gate.allow_block_devices().allow_file_prefix();
         if self.trust_images {
             gate = gate.trust_images();
         }
