@@ -63,6 +63,36 @@ fn amended_images_are_the_same() {
     }
 }
 
+#[test]
+fn bitmaps_are_changed_alike() {
+    let pair = Pair::new();
+    pair.given("qemu-img create -q -f qcow2 disk 4M");
+    pair.given("qemu-img create -q -f qcow2 other 4M");
+    pair.given("qemu-img bitmap --add other b");
+    for words in [
+        "disk b",
+        "--add disk",
+        "--add disk b",
+        "--add disk b",
+        "--add -g 1M --disable disk c",
+        "--add -g 3 disk d",
+        "--clear -g 1M disk b",
+        "--enable disk c",
+        "--merge b disk c",
+        "--merge x disk c",
+        "-b other -F qcow2 --merge b disk c",
+        "-b other --add disk e",
+        "--clear --disable disk b",
+        "--remove disk x",
+        "--remove disk b",
+    ] {
+        pair.run(&format!("qemu-img bitmap {words}"));
+        pair.run("qemu-img map --output=json disk");
+        pair.run("qemu-img measure -O qcow2 disk");
+        pair.same_image("disk", "qcow2");
+    }
+}
+
 /// An image of which one cluster is used by nobody.
 fn leaky() -> Pair {
     let pair = Pair::new();

@@ -5,6 +5,7 @@
 
 mod amend;
 mod bench;
+mod bitmap;
 mod check;
 mod commit;
 mod compare;
@@ -46,6 +47,7 @@ pub struct Command {
 const COMMANDS: &[Command] = &[
     amend::COMMAND,
     bench::COMMAND,
+    bitmap::COMMAND,
     check::COMMAND,
     commit::COMMAND,
     compare::COMMAND,

@@ -212,8 +212,12 @@ fn print(sizes: &Sizes, json: bool) {
 }
 
 /// The bytes that a copy of the image's persistent bitmaps would take.
-fn bitmaps_of(image: &Image, _geometry: &Geometry, _length: u64) -> Result<Option<u64>, Failure> {
+fn bitmaps_of(image: &Image, geometry: &Geometry, length: u64) -> Result<Option<u64>, Failure> {
     let view = image.view()?;
     let source = view.driver_as::<Qcow2>().map(Qcow2::information);
-    Ok(source.filter(|told| told.version == Version::V3).map(|_| 0))
+    Ok(source.filter(|told| told.version == Version::V3).map(|told| {
+        // Those that cannot be relied on as well, as in QEMU.
+        let bitmaps = told.bitmaps.iter().map(|bitmap| (bitmap.granularity, bitmap.name.len()));
+        measure::bitmap_bytes(geometry, length, bitmaps)
+    }))
 }

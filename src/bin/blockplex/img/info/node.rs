@@ -8,7 +8,7 @@ use blockplex::drivers::file::File;
 use blockplex::drivers::null::Null;
 use blockplex::drivers::qcow2::entry::Version;
 use blockplex::drivers::qcow2::header::CompressionType;
-use blockplex::drivers::qcow2::{ImageInformation, Qcow2, Snapshot};
+use blockplex::drivers::qcow2::{BitmapInformation, ImageInformation, Qcow2, Snapshot};
 use blockplex::graph::NodeView;
 use blockplex::graph::driver::Role;
 
@@ -205,6 +205,16 @@ fn actual_size(view: &NodeView, children: &[(String, NodeInfo)]) -> Result<Optio
     Ok(children.iter().map(|(_, child)| child.actual_size).sum())
 }
 
+fn bitmap(told: &BitmapInformation) -> Json {
+    let flags = [(told.in_use, "in-use"), (told.auto, "auto")];
+    let flags = flags.into_iter().filter(|(is_set, _)| *is_set);
+    Json::Object(vec![
+        ("flags", Json::List(flags.map(|(_, name)| name.into()).collect())),
+        ("name", String::from_utf8_lossy(&told.name).into_owned().into()),
+        ("granularity", told.granularity.into()),
+    ])
+}
+
 fn qcow2_specific(told: &ImageInformation) -> Json {
     let is_v3 = told.version == Version::V3;
     let mut members: Vec<(&'static str, Json)> = Vec::new();
@@ -215,6 +225,9 @@ fn qcow2_specific(told: &ImageInformation) -> Json {
     };
     members.push(("compression-type", compression.into()));
     members.extend(is_v3.then(|| ("lazy-refcounts", told.lazy_refcounts.into())));
+    if !told.bitmaps.is_empty() {
+        members.push(("bitmaps", Json::List(told.bitmaps.iter().map(bitmap).collect())));
+    }
     members.push(("refcount-bits", told.refcount_bits.into()));
     if let Some(name) = &told.data_file {
         members.push(("data-file", String::from_utf8_lossy(name).into_owned().into()));
