@@ -49,6 +49,9 @@ const PARALLEL: usize = 32;
 const MAX_WRITE: usize = 1 << 20;
 /// Bytes of the writes that run side by side.
 const MAX_BATCH: usize = 4 << 20;
+/// The most rounds before an image is closed: one for what is dirty, one for what was freed before
+/// it, one for the refcount table that the first one freed, and one for what that leaves.
+const LAST_ROUNDS: usize = 4;
 /// The header fields of the refcount table: offset and clusters.
 const REFCOUNT_TABLE_OFFSET: u64 = 48;
 
@@ -280,15 +283,15 @@ impl Qcow2 {
         }
         self.flush(layers).await?;
         let stored = self.store_bitmaps(layers).await;
-        // What was freed is free in memory now; write that, too.
-        self.flush(layers).await?;
-        self.between_rounds(async || {
-            if self.lazy.is_wanted() {
-                self.full_round(layers).await?;
+        for _ in 0..LAST_ROUNDS {
+            self.between_rounds(async || self.full_round(layers).await).await?;
+            // What was freed is free in memory then; that is written, too.
+            self.recycle(layers).await;
+            if self.limbo.is_empty() && self.refcounts.dirty_blocks() == 0 {
+                break;
             }
-            self.mark_clean(&layers.file).await
-        })
-        .await?;
+        }
+        self.between_rounds(async || self.mark_clean(&layers.file).await).await?;
         self.refcounts.trim_file(&layers.file).await?;
         stored
     }
