@@ -15,7 +15,7 @@
 //! X5. A flush reaches the data file before any entry that needs it is written (W1).
 
 use super::Qcow2;
-use super::entry::{Cluster, L2Entry};
+use super::entry::{Cluster, EntryError, L2Entry};
 use super::join::join_all;
 use super::layers::Layers;
 use super::lookup::Place;
@@ -252,16 +252,27 @@ impl Qcow2 {
                     true => editor.pair(index) == (0, 0),
                     false => self.decode(&slice, index, editor.get(index)) == Place::Unallocated,
                 };
-                let cluster = Cluster::Normal { host, copied: true };
                 // An offset past 2^56 cannot be: the disk is smaller.
-                if is_free && let Ok(raw) = L2Entry::encode(cluster, &self.geometry, self.version) {
+                if is_free && let Ok((raw, word)) = self.mapped_place(host) {
                     match self.geometry.extended_l2() {
-                        true => editor.set_pair(index, raw, Subclusters::ALL_DATA.word()),
+                        true => editor.set_pair(index, raw, word),
                         false => editor.set(index, raw),
                     }
                 }
             }
         });
         Ok(())
+    }
+
+    /// The entry of a cluster whose place reads as zeros: it is data, unless it is encrypted, for
+    /// which zeros are noise.
+    fn mapped_place(&self, host: u64) -> Result<(u64, u64), EntryError> {
+        let (extended, plain) = (self.geometry.extended_l2(), self.zeros_are_zeros());
+        let cluster = match extended || plain {
+            true => Cluster::Normal { host, copied: true },
+            false => Cluster::Zero { host: Some(host), copied: true },
+        };
+        let subclusters = if plain { Subclusters::ALL_DATA } else { Subclusters::ALL_ZERO };
+        Ok((L2Entry::encode(cluster, &self.geometry, self.version)?, subclusters.word()))
     }
 }

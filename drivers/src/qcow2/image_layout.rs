@@ -254,8 +254,8 @@ fn check_encryption(options: &CreateOptions) -> Result<(), FormatError> {
     }
     // Space that nothing was written to would be read as noise.
     let reserves = options.preallocation != Preallocation::Off;
-    if reserves && (options.version < Version::V3 || options.data_file.is_some()) {
-        let rule = "goes with encryption only in version 3 and without a data file";
+    if reserves && options.version < Version::V3 {
+        let rule = "goes with encryption only in version 3";
         return Err(invalid("preallocation", options.preallocation.name(), rule));
     }
     Ok(())

@@ -46,7 +46,6 @@ impl Qcow2 {
         Ok(match extent.place {
             Place::Data { host, .. } => self.data_status(layers, host, found).await?,
             Place::Compressed { .. } => BlockStatus { data: true, compressed: true, ..found },
-            Place::Zero if self.encryption.is_some() => BlockStatus { zero: true, ..found },
             Place::Zero => {
                 let found = BlockStatus { zero: true, ..found };
                 self.with_kept_place(layers, offset, found)
@@ -88,6 +87,9 @@ impl Qcow2 {
 
     /// Adds the place that is kept for an extent, and ends the extent where that ends.
     fn with_kept_place(&self, layers: &Layers, offset: u64, found: BlockStatus) -> BlockStatus {
+        if self.encryption.is_some() {
+            return found;
+        }
         let position = self.position(offset);
         let kept = self.slices.with(position.number, |slice| {
             let first = self.kept_place(slice, position.index);

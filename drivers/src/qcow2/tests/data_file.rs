@@ -2,11 +2,15 @@
 
 use super::basics::pattern;
 use super::crash::Random;
+use crate::crypto::Secret;
+use crate::crypto::luks::LuksCreateOptions;
 use crate::qcow2::header::Version;
 use crate::qcow2::testing::Scratch;
 use crate::qcow2::testing::rig::{Rig, Setup, with_files};
 use crate::qcow2::testing::volume::{Event, Volume};
-use crate::qcow2::{CreateOptions, Qcow2Options, create_with_data_file};
+use crate::qcow2::{
+    CreateEncryption, CreateOptions, EncryptionOptions, Qcow2Options, create_with_data_file,
+};
 use blockplex_graph::{ErrorKind, Preallocation, Request};
 use blockplex_io::buffer::IoBuffer;
 
@@ -281,5 +285,34 @@ fn a_disk_with_a_data_file_shrinks_and_is_mapped_ahead_with_it() {
         let mut model = vec![0; 3 << 20];
         model[..(1 << 20) + 512].fill(5);
         pair.judge(&scratch, &model, raw);
+    }
+}
+
+/// Zeros in the data file of an encrypted disk are no zeros of the disk.
+#[test]
+fn a_preallocated_data_file_of_an_encrypted_disk_reads_as_zeros() {
+    let scratch = Scratch::new();
+    let secret = || Secret::new("hush");
+    for extended_l2 in [false, true] {
+        let iteration_time = std::time::Duration::from_millis(1);
+        let luks = LuksCreateOptions { iteration_time, ..LuksCreateOptions::new(secret()) };
+        let options = CreateOptions {
+            extended_l2,
+            encryption: Some(CreateEncryption::Luks(luks)),
+            preallocation: Preallocation::Metadata,
+            ..CreateOptions::new(1 << 20)
+        };
+        let pair = Pair::new(&scratch, options);
+        let encryption = EncryptionOptions { key: Some(secret()), ..EncryptionOptions::default() };
+        let options = Qcow2Options { encryption, ..Qcow2Options::default() };
+        let setup = Setup { options, data: Some(pair.data.clone()), ..Setup::default() };
+        let mut rig = Rig::open(&pair.file, setup).unwrap();
+        assert!(rig.read(0, 1 << 20) == vec![0; 1 << 20], "extended {extended_l2}");
+        rig.write(70_000, &[5; 3000]);
+        let mut model = vec![0; 1 << 20];
+        model[70_000..73_000].fill(5);
+        assert!(rig.read(0, 1 << 20) == model, "extended {extended_l2}");
+        rig.close();
+        assert!(!pair.data.bytes().windows(64).any(|bytes| bytes == [5; 64]));
     }
 }
