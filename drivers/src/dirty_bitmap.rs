@@ -15,7 +15,7 @@
 //! M3. No bit past the end of the disk is set, but for marks that overtake a smaller size; those
 //!     are never stored.
 
-mod tree;
+pub(crate) mod tree;
 
 use blockplex_graph::{Error, ErrorKind, Result};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -31,6 +31,7 @@
 //! | `writeback` | the order in which metadata reaches the disk |
 //! | `bitmap` | dirty bitmaps, stored in the image or not |
 //! | `snapshot` | internal snapshots, and the VM state that they have |
+//! | `overlap` | writes that would hit metadata |
 //! | `integrity` | the first write, and damaged images |
 //! | [`amend`] | changing what an image was created with |
 //! | [`check`] | finding and repairing damage, on the file of an image that is not open |
@@ -99,6 +100,7 @@ mod lookup;
 mod make_empty;
 pub mod measure;
 mod open;
+mod overlap;
 mod preallocate;
 mod read;
 pub mod refcount_block;
@@ -127,6 +129,7 @@ pub use encryption::{
 };
 pub use image_layout::CreateOptions;
 pub use open::{BackingReference, ImageInformation, Qcow2Options};
+pub use overlap::{OverlapChecks, Structure};
 pub use snapshot::{MAX_SNAPSHOT_NAME_BYTES, NewSnapshot, Snapshot, SnapshotSelector};
 
 use crate::join;

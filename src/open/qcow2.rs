@@ -9,7 +9,8 @@ use blockplex_drivers::file::{File, FileOptions};
 use blockplex_drivers::open_gate::{self, GateError, escape_bytes};
 use blockplex_drivers::options::{OptionTree, Reference, Value};
 use blockplex_drivers::qcow2::{
-    BackingReference, EncryptionOptions, Qcow2, Qcow2Options, SnapshotSelector,
+    BackingReference, EncryptionOptions, OverlapChecks, Qcow2, Qcow2Options, SnapshotSelector,
+    Structure,
 };
 use blockplex_graph::{DiscardMode, Error, ErrorKind, NodeId, NodeOptions, OriginId, Result, Role};
 use std::ffi::OsStr;
@@ -397,9 +398,31 @@ fn take_settings(tree: &mut OptionTree) -> Result<Qcow2Options> {
         pass_discard_other: tree.take_bool("pass-discard-other").map_err(invalid)?,
         discard_no_unref: tree.take_bool("discard-no-unref").map_err(invalid)?,
         cache_clean_interval: tree.take_u64("cache-clean-interval").map_err(invalid)?,
+        overlap_check: take_overlap_checks(tree)?,
         lazy_refcounts: tree.take_bool("lazy-refcounts").map_err(invalid)?,
         without_data_file: false,
     })
+}
+
+/// `overlap-check`: a template's name, or a group of a template and single kinds.
+fn take_overlap_checks(tree: &mut OptionTree) -> Result<Option<OverlapChecks>> {
+    let templates = ["none", "constant", "cached", "all"];
+    let choices = templates.map(|name| (name, OverlapChecks::template(name).unwrap_or_default()));
+    if !matches!(tree.get("overlap-check"), Some(Value::Tree(_))) {
+        return tree.take_enum("overlap-check", &choices).map_err(invalid);
+    }
+    let Some(mut group) = tree.take_subtree("overlap-check").map_err(invalid)? else {
+        return Ok(None);
+    };
+    let template = group.take_enum("template", &choices).map_err(invalid)?;
+    let mut checks = template.unwrap_or_default();
+    for (name, structure) in Structure::NAMED {
+        if let Some(watched) = group.take_bool(name).map_err(invalid)? {
+            checks = checks.with(structure, watched);
+        }
+    }
+    group.finish().map_err(invalid)?;
+    Ok(Some(checks))
 }
 
 /// An error of an image, as the one above it tells it.

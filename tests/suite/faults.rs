@@ -18,6 +18,7 @@
 //! | [`name`] | rows B: what an image names, and what the gate lets it have |
 //! | [`table`] | rows T: L1, L2, refcounts, compressed clusters |
 //! | [`bitmap`] | rows M: persistent bitmaps |
+//! | [`overlap`] | the option `overlap-check` |
 //! | [`snapshot`] | rows S: the snapshot table |
 //! | [`plain`] | rows W: raw, formats stated and never guessed, files that shrink |
 //! | [`failing`], [`sweep`] | a driver that fails; each lower operation fails once |
@@ -33,6 +34,7 @@ mod interop;
 mod mutation;
 mod name;
 mod offline;
+mod overlap;
 mod plain;
 mod rows;
 mod snapshot;

@@ -8,7 +8,7 @@ const LEAF_BITS: u32 = 15;
 const MIDDLE_BITS: u32 = 8;
 const TOP_BITS: u32 = 9;
 /// The bits of a tree.
-pub(super) const MAX_CHUNKS: u64 = 1 << (LEAF_BITS + MIDDLE_BITS + TOP_BITS);
+pub(crate) const MAX_CHUNKS: u64 = 1 << (LEAF_BITS + MIDDLE_BITS + TOP_BITS);
 
 const LEAF: u64 = 1 << LEAF_BITS;
 const MIDDLE: u64 = 1 << (LEAF_BITS + MIDDLE_BITS);
@@ -18,7 +18,7 @@ type Top = Box<[OnceLock<Box<Middle>>]>;
 
 /// See the page.
 #[derive(Default)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     top: OnceLock<Top>,
 }
 
@@ -99,7 +99,7 @@ impl Tree {
 
     /// Sets `first..=last`.
     #[inline]
-    pub(super) fn set(&self, first: u64, last: u64) {
+    pub(crate) fn set(&self, first: u64, last: u64) {
         for (first, last) in by_leaf(first, last) {
             let Some(middle) = self.make_middle(first) else { return };
             let leaf = leaf_index(first);
@@ -121,7 +121,7 @@ impl Tree {
     }
 
     /// Clears `first..=last`.
-    pub(super) fn clear(&self, first: u64, last: u64) {
+    pub(crate) fn clear(&self, first: u64, last: u64) {
         let mut at = first;
         while at <= last {
             let end = last.min(at | (LEAF - 1));
@@ -156,7 +156,7 @@ impl Tree {
     }
 
     /// The 64 bits from `chunk` on, a multiple of 64.
-    pub(super) fn word(&self, chunk: u64) -> u64 {
+    pub(crate) fn word(&self, chunk: u64) -> u64 {
         match self.find(chunk) {
             Found::Clear(_) => 0,
             Found::Full => u64::MAX,
@@ -165,7 +165,7 @@ impl Tree {
     }
 
     /// Sets bits of the 64 from `chunk` on.
-    pub(super) fn set_word(&self, chunk: u64, bits: u64) {
+    pub(crate) fn set_word(&self, chunk: u64, bits: u64) {
         if bits == 0 || self.word(chunk) & bits == bits {
             return;
         }
@@ -176,7 +176,7 @@ impl Tree {
     }
 
     /// The first bit that is set, from `chunk` on.
-    pub(super) fn next_set(&self, chunk: u64) -> Option<u64> {
+    pub(crate) fn next_set(&self, chunk: u64) -> Option<u64> {
         let mut at = chunk;
         while at < MAX_CHUNKS {
             match self.find(at) {
@@ -195,7 +195,7 @@ impl Tree {
     }
 
     /// The first bit that is clear, from `chunk` to `last`.
-    pub(super) fn next_clear(&self, chunk: u64, last: u64) -> Option<u64> {
+    pub(crate) fn next_clear(&self, chunk: u64, last: u64) -> Option<u64> {
         let mut at = chunk;
         while at <= last {
             match self.find(at) {
@@ -214,8 +214,22 @@ impl Tree {
         None
     }
 
+    /// Whether any of `first..=last` is set.
+    #[inline]
+    pub(crate) fn touches(&self, first: u64, last: u64) -> bool {
+        if self.top.get().is_none() {
+            return false;
+        }
+        by_leaf(first, last).any(|(first, last)| match self.find(first) {
+            Found::Clear(_) => false,
+            Found::Full => true,
+            Found::Words(words) => masks(words, first, last)
+                .any(|(word, bits)| word.load(Ordering::Relaxed) & bits != 0),
+        })
+    }
+
     /// The bits that are set.
-    pub(super) fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         let mut count = 0;
         let mut at = 0;
         while at < MAX_CHUNKS {

@@ -153,6 +153,7 @@ impl Qcow2 {
         layers.file.announce(DebugEvent::ClusterAllocBytes).await;
         let allocated = self.refcounts.allocate_bytes(&layers.file, size).await;
         let host = self.judge(&layers.file, allocated).await?;
+        self.check_data_write(&layers.file, host, size).await?;
         let data = IoBuffer::from_slice(bytes);
         layers.file.announce(DebugEvent::L2UpdateCompressed).await;
         layers.file.announce(DebugEvent::WriteCompressed).await;

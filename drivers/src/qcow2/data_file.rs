@@ -114,6 +114,7 @@ impl Qcow2 {
         (host, guest): (u64, u64),
         vector: IoVector,
     ) -> Result<()> {
+        self.check_data_write(&layers.file, host, vector.len() as u64).await?;
         layers.file.announce(DebugEvent::WriteAio).await;
         let data = self.data(layers)?;
         match &self.encryption {

@@ -59,6 +59,7 @@ impl Qcow2 {
         let extent = self.look_up(offset, length);
         if let Place::Data { host, copied: true } = extent.place
             && self.is_covered(host, extent.length)
+            && !self.may_hit_metadata(host, extent.length)
         {
             if way == Way::Marked {
                 self.bitmaps.mark(offset, extent.length);

@@ -8,6 +8,7 @@ use super::entry::{Cluster, L1Entry, L2Entry};
 use super::layers::Layers;
 use super::limbo::Freed;
 use super::lookup::Fault;
+use super::overlap::Structure;
 use super::slice::{Slice, SliceNumber};
 use blockplex_drain::{Grace, GracePin};
 use blockplex_graph::{DebugEvent, Error, ErrorKind, RequestFlags, Result};
@@ -159,7 +160,7 @@ impl Qcow2 {
                 return Err(self.abandon(layers, run, error).await);
             }
         };
-        self.refcounts.add_metadata_cluster(run.offset);
+        self.refcounts.add_metadata_cluster(Structure::ActiveL2, run.offset);
         self.l1.set(index, raw);
         if let Some(offset) = old {
             let discard = self.passes_discard(DiscardReason::Other);

@@ -22,6 +22,7 @@ use super::layers::{DATA, FILE, NOWHERE};
 use super::lazy_refcounts::{LazyRefcounts, wants_lazy};
 use super::limbo::Limbo;
 use super::loader::L1_TURNS;
+use super::overlap::{OverlapChecks, Structure, inactive_tables};
 use super::refcounts::Refcounts;
 use super::slice_cache::SliceCache;
 use super::snapshot::{self, Snapshot, SnapshotSelector, Snapshots};
@@ -75,6 +76,8 @@ pub struct Qcow2Options {
     /// Shows this internal snapshot instead of the disk, read-only. Cannot be changed while the
     /// image is open.
     pub snapshot: Option<SnapshotSelector>,
+    /// `overlap-check`: which metadata is watched for writes that would hit it; default: `cached`.
+    pub overlap_check: Option<OverlapChecks>,
 }
 
 /// The backing file that an image names. Nobody has opened it.
@@ -167,6 +170,7 @@ impl Qcow2 {
         let table = if read_only { table.unwrap_or_default() } else { table? };
         let place = header.refcount_table_offset;
         let refcounts = Refcounts::new(geometry, table, place, file_length, sizes.refcounts);
+        refcounts.set_checks(options.overlap_check.unwrap_or_default());
         let bad_blocks = add_metadata(&refcounts, &header, file_length);
         let admit = || snapshot::table::admit(snapshot_table, &header, &refcounts, file_length);
         let (snapshots, l1, bad_tables) = match &options.snapshot {
@@ -194,6 +198,10 @@ impl Qcow2 {
             // They are the disk's.
             Some(_) => Vec::new(),
         };
+        if refcounts.checks().contains(Structure::InactiveL2) && !read_only {
+            let tables = inactive_tables(file, &snapshots, &geometry).await?;
+            refcounts.replace_overlay(Structure::InactiveL2, &tables);
+        }
         let (slices, refcounts) = (Arc::new(SliceCache::new(sizes.slices)), Arc::new(refcounts));
         let cleaning = CacheCleaning::new(&slices, &refcounts);
         let interval = options.cache_clean_interval.unwrap_or(DEFAULT_CLEAN_INTERVAL);
@@ -355,19 +363,20 @@ fn file_end(geometry: &Geometry, file_length: u64) -> u64 {
 fn add_metadata(refcounts: &Refcounts, header: &Header, file_length: u64) -> Result<()> {
     let geometry = header.geometry();
     let table_bytes = u64::from(header.refcount_table_clusters) << geometry.cluster_bits();
-    refcounts.add_metadata(0, 1);
+    refcounts.add_metadata(Structure::MainHeader, 0, 1);
     // A table that could not be read (only a read-only open comes here without one) claims nothing:
     // its size may be as wrong as its place, and would put everything else out of reach (H13c).
     if !refcounts.table().is_empty() {
-        refcounts.add_metadata(header.refcount_table_offset, table_bytes);
+        refcounts.add_metadata(Structure::RefcountTable, header.refcount_table_offset, table_bytes);
     }
     let l1_bytes = u64::from(header.l1_size) * TABLE_ENTRY_BYTES;
-    refcounts.add_metadata(header.l1_table_offset, l1_bytes);
+    refcounts.add_metadata(Structure::ActiveL1, header.l1_table_offset, l1_bytes);
     if let Some(crypto) = header.extensions.crypto_header {
-        refcounts.add_metadata(crypto.offset, crypto.length);
+        refcounts.add_metadata(Structure::Other, crypto.offset, crypto.length);
     }
     if let Some(bitmaps) = header.consistent_bitmaps() {
-        refcounts.add_metadata(bitmaps.directory_offset, bitmaps.directory_size);
+        let (offset, bytes) = (bitmaps.directory_offset, bitmaps.directory_size);
+        refcounts.add_metadata(Structure::BitmapDirectory, offset, bytes);
     }
     let mut fault = Ok(());
     for (index, raw) in refcounts.table().into_iter().enumerate() {
@@ -379,7 +388,9 @@ fn add_metadata(refcounts: &Refcounts, header: &Header, file_length: u64) -> Res
             {
                 "lies outside of the file".to_owned()
             }
-            Ok(Some(offset)) if !refcounts.add_metadata_cluster(offset) => {
+            Ok(Some(offset))
+                if !refcounts.add_metadata_cluster(Structure::RefcountBlock, offset) =>
+            {
                 "is used by other metadata as well".to_owned()
             }
             Ok(Some(_)) => continue,
@@ -406,7 +417,7 @@ fn find_bad_tables(
         // Entries that break the rules of the format are refused when they are met.
         let Ok(L1Entry::Table { host, .. }) = L1Entry::decode(*raw, geometry) else { continue };
         let outside = host + geometry.cluster_size() > file_length;
-        if outside || !refcounts.add_metadata_cluster(host) {
+        if outside || !refcounts.add_metadata_cluster(Structure::ActiveL2, host) {
             bad.insert(index);
         }
     }

@@ -9,12 +9,15 @@ mod allocation;
 mod block;
 mod cluster_set;
 mod extent;
+mod metadata;
 mod packing;
 mod shrinking;
 
 pub(super) use allocation::{AllocationError, HostRun};
 
 use super::geometry::{Geometry, TABLE_ENTRY_BYTES};
+use super::overlap::{OverlapChecks, Structure};
+use crate::dirty_bitmap::tree::{MAX_CHUNKS, Tree};
 use allocation::{Allocation, Attempt};
 use block::Block;
 use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, Result};
@@ -22,12 +25,16 @@ use blockplex_io::buffer::IoVector;
 use blockplex_io::lock::CoMutex;
 use extent::FileExtent;
 use parking_lot::Mutex;
+use std::sync::Arc;
 
 /// Entries of the table that are written together: a sector of 512 bytes.
 const SECTOR_ENTRIES: u64 = 64;
 
 /// See the page.
 pub(super) struct Refcounts {
+    cluster_bits: u32,
+    /// The clusters of watched metadata.
+    watched: Arc<Tree>,
     allocation: Mutex<Allocation>,
     /// One block is read at a time.
     loading: CoMutex<()>,
@@ -68,6 +75,8 @@ impl Refcounts {
         let place = (offset, geometry.clusters_for(bytes));
         let allocation = Allocation::new(geometry, table, place, file_length);
         let refcounts = Refcounts {
+            cluster_bits: geometry.cluster_bits(),
+            watched: allocation.metadata.watched(),
             allocation: Mutex::new(allocation),
             loading: CoMutex::new(()),
             file_extent: FileExtent::new(&geometry, file_length),
@@ -99,26 +108,74 @@ impl Refcounts {
         self.allocation.lock().blocks.len()
     }
 
-    /// Remembers that `length` bytes at `offset` hold metadata.
-    pub(super) fn add_metadata(&self, offset: u64, length: u64) {
+    /// Remembers that `length` bytes at `offset` hold metadata of this kind.
+    pub(super) fn add_metadata(&self, structure: Structure, offset: u64, length: u64) {
         let mut allocation = self.allocation.lock();
         let first = offset >> allocation.geometry.cluster_bits();
         let count = allocation.geometry.clusters_for(length);
-        allocation.metadata.extend(first..first + count);
+        allocation.metadata.extend(first..first + count, structure);
     }
 
     /// As [`Refcounts::add_metadata`] for one cluster; false if it was known already.
-    pub(super) fn add_metadata_cluster(&self, offset: u64) -> bool {
+    pub(super) fn add_metadata_cluster(&self, structure: Structure, offset: u64) -> bool {
         let mut allocation = self.allocation.lock();
         let cluster = offset >> allocation.geometry.cluster_bits();
-        allocation.metadata.insert(cluster)
+        allocation.metadata.insert(cluster, structure)
+    }
+
+    /// Remembers that a cluster holds metadata of this kind, whatever else it holds.
+    pub(super) fn overlay_metadata(&self, structure: Structure, offset: u64) {
+        let mut allocation = self.allocation.lock();
+        let cluster = offset >> allocation.geometry.cluster_bits();
+        allocation.metadata.overlay(cluster, structure);
+    }
+
+    /// Remembers that of all clusters these hold metadata of this kind.
+    pub(super) fn replace_overlay(&self, structure: Structure, offsets: &[u64]) {
+        let mut allocation = self.allocation.lock();
+        let bits = allocation.geometry.cluster_bits();
+        allocation.metadata.forget(structure);
+        for offset in offsets {
+            allocation.metadata.overlay(offset >> bits, structure);
+        }
+    }
+
+    /// Which kinds of metadata are watched.
+    pub(super) fn checks(&self) -> OverlapChecks {
+        self.allocation.lock().metadata.checks()
+    }
+
+    /// Watches these kinds of metadata.
+    pub(super) fn set_checks(&self, checks: OverlapChecks) {
+        self.allocation.lock().metadata.set_checks(checks);
+    }
+
+    /// Whether a range may lie on metadata that is watched. Any thread; takes no lock.
+    #[inline]
+    pub(super) fn touches_watched(&self, offset: u64, length: u64) -> bool {
+        let last = offset.saturating_add(length.saturating_sub(1)) >> self.cluster_bits;
+        // Beyond what the map without a lock reaches, ask the other one.
+        last >= MAX_CHUNKS || self.watched.touches(offset >> self.cluster_bits, last)
+    }
+
+    /// The watched kind of metadata, other than `own`, that lies in a range.
+    pub(super) fn find_overlap(
+        &self,
+        offset: u64,
+        length: u64,
+        own: &[Structure],
+    ) -> Option<Structure> {
+        let last = offset.saturating_add(length.saturating_sub(1)) >> self.cluster_bits;
+        let own = own.iter().fold(0, |bits, structure| bits | structure.bit());
+        let allocation = self.allocation.lock();
+        allocation.metadata.find(offset >> self.cluster_bits..last + 1, own)
     }
 
     /// Calls `look` with a test of whether a host offset lies in metadata.
     pub(super) fn with_metadata<R>(&self, look: impl FnOnce(&dyn Fn(u64) -> bool) -> R) -> R {
         let allocation = self.allocation.lock();
         let bits = allocation.geometry.cluster_bits();
-        look(&|offset| allocation.metadata.contains(&(offset >> bits)))
+        look(&|offset| allocation.metadata.contains(offset >> bits))
     }
 
     /// Makes free clusters in a row used: at least one, at most `want`.

@@ -8,6 +8,7 @@ use super::encryption;
 use super::layers::{Layers, NOWHERE};
 use super::lazy_refcounts::{LazyRefcounts, wants_lazy};
 use super::open::Qcow2Options;
+use super::overlap::{OverlapChecks, Structure};
 use super::refcounts::Refcounts;
 use super::slice_cache::SliceCache;
 use blockplex_graph::driver::PreparedReopen;
@@ -23,6 +24,7 @@ struct NewOptions {
     cleaning: PreparedCleaning,
     discards: Arc<DiscardRules>,
     rules: DiscardRules,
+    checks: OverlapChecks,
     lazy: Arc<LazyRefcounts>,
     was_lazy: bool,
     is_lazy: bool,
@@ -40,6 +42,13 @@ impl Qcow2 {
             return Err(Error::new(ErrorKind::InvalidArgument, text));
         };
         let sizes = self.new_cache_sizes(&options)?;
+        let checks = options.overlap_check.unwrap_or_default();
+        let inactive = Structure::InactiveL2;
+        if checks.contains(inactive) && !self.refcounts.checks().contains(inactive) {
+            // It takes reading, with the snapshots at rest.
+            let text = "overlap-check.inactive-l2 cannot be switched on while the image is open";
+            return Err(Error::new(ErrorKind::NotSupported, text));
+        }
         DiscardRules::check(&options, self.version)?;
         let is_lazy = wants_lazy(&options, &*self.header.lock().await)?;
         let interval = options.cache_clean_interval.unwrap_or(DEFAULT_CLEAN_INTERVAL);
@@ -51,6 +60,7 @@ impl Qcow2 {
             cleaning: self.cleaning.prepare(io.local(), interval),
             discards: self.discards.clone(),
             rules: DiscardRules::new(&options),
+            checks,
             lazy: self.lazy.clone(),
             was_lazy,
             is_lazy,
@@ -91,6 +101,7 @@ impl PreparedReopen for NewOptions {
         self.committed = true;
         self.slices.set_capacity(self.sizes.slices);
         self.refcounts.set_cache_bytes(self.sizes.refcounts);
+        self.refcounts.set_checks(self.checks);
         self.cleaning.begin();
         self.discards.set(&self.rules);
         self.lazy.set_wanted(self.is_lazy);

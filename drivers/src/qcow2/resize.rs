@@ -9,6 +9,7 @@ use super::discard::DiscardReason;
 use super::entry::Version;
 use super::layers::Layers;
 use super::limbo::Freed;
+use super::overlap::Structure;
 use blockplex_graph::{DebugEvent, Error, ErrorKind, Preallocation, RequestFlags, Result};
 use blockplex_io::buffer::{IoBuffer, IoVector};
 use std::sync::atomic::Ordering;
@@ -154,7 +155,7 @@ impl Qcow2 {
         layers.file.announce(DebugEvent::L1GrowAllocTable).await;
         let allocated = self.refcounts.allocate_tail(&layers.file, clusters).await;
         let run = self.judge(&layers.file, allocated).await?;
-        self.refcounts.add_metadata(run.offset, bytes);
+        self.refcounts.add_metadata(Structure::ActiveL1, run.offset, bytes);
         self.round(layers).await?;
         let mut whole = IoBuffer::zeroed((clusters << self.geometry.cluster_bits()) as usize);
         whole[..table.len()].copy_from_slice(table);

@@ -34,6 +34,7 @@ use super::geometry::TABLE_ENTRY_BYTES;
 use super::header::{MAX_SNAPSHOTS, feature};
 use super::layers::Layers;
 use super::limbo::Freed;
+use super::overlap::Structure;
 use super::snapshot_table::{SnapshotEntry, next_id};
 use blockplex_graph::{Child, Error, ErrorKind, NodeIo, RequestFlags, Result};
 use blockplex_io::buffer::{IoBuffer, IoVector};
@@ -133,6 +134,7 @@ impl Qcow2 {
         if let Err(error) = created {
             return Err(self.undo_marks(&layers, error).await);
         }
+        self.watch_inactive_tables(&layers.file).await?;
         // The snapshot is there, whatever becomes of this.
         if let Err(error) = self.drop_vm_state(&layers).await {
             tracing::warn!(%error, "the VM state of a snapshot stays on the disk, too");
@@ -164,6 +166,7 @@ impl Qcow2 {
         }
         let switched = self.switch_snapshot_table(&layers, table, snapshots).await;
         switched.map_err(|(error, _)| error)?;
+        self.watch_inactive_tables(&layers.file).await?;
         let dropped = self.drop_references(&layers, &words).await;
         if gone.entry.l1_size > 0 {
             let clusters = self.geometry.clusters_for(words.len() as u64 * TABLE_ENTRY_BYTES);
@@ -310,7 +313,7 @@ impl Qcow2 {
     ) -> Result<()> {
         let words = self.disk_l1();
         let copy = words.iter().flat_map(|word| word.to_be_bytes()).collect();
-        let run = self.write_new_metadata(layers, copy).await?;
+        let run = self.write_new_metadata(layers, Structure::InactiveL1, copy).await?;
         // At most 2^22 entries.
         (entry.l1_table_offset, entry.l1_size) = (run.offset, words.len() as u32);
         if let Err(error) = self.add_references(&layers.file, &words).await {
@@ -352,7 +355,8 @@ impl Qcow2 {
         words.resize(words.len().max(needed), 0);
         let copy = words.iter().flat_map(|word| word.to_be_bytes()).collect();
         let not_made = |error| (error, Switch::NotMade);
-        let run = self.write_new_metadata(layers, copy).await.map_err(not_made)?;
+        let run = self.write_new_metadata(layers, Structure::ActiveL1, copy).await;
+        let run = run.map_err(not_made)?;
         if let Err(error) = self.flush(layers).await {
             return Err(not_made(self.abandon(layers, run, error).await));
         }

@@ -14,6 +14,7 @@ mod encryption;
 mod faults;
 mod fuzz;
 mod options;
+mod overlap;
 mod resizing;
 mod snapshot_work;
 mod snapshots;

@@ -35,6 +35,7 @@ use super::join::join_all;
 use super::l1_table::DirtySector;
 use super::layers::Layers;
 use super::limbo::Freed;
+use super::overlap::Structure;
 use super::refcounts::{HostRun, RefcountWork};
 use super::slice_cache::DirtySlice;
 use blockplex_graph::driver::LocalFuture;
@@ -174,6 +175,7 @@ impl Qcow2 {
         if !refcounts.is_empty() {
             self.refcounts.extend_file(file).await?;
         }
+        self.check_work(file, work).await?;
         announce_blocks(file, work).await;
         write_all(file, refcounts.blocks.iter().map(|(at, bytes)| (*at, bytes))).await?;
         if slices.is_empty() && sectors.is_empty() {
@@ -212,6 +214,23 @@ impl Qcow2 {
         write_all(file, writes.into_iter()).await?;
         file.announce(DebugEvent::FlushToDisk).await;
         file.flush().await
+    }
+
+    /// Refuses a round that would write one table over another (OC1).
+    async fn check_work(&self, file: &Child, work: &Work) -> Result<()> {
+        let Work { sectors, slices, refcounts } = work;
+        let (blocks, table) = (refcounts.blocks.iter(), refcounts.table.iter());
+        let blocks = blocks.map(|(at, bytes)| (*at, bytes.len(), Structure::RefcountBlock));
+        let table = table.map(|(at, bytes)| (*at, bytes.len(), Structure::RefcountTable));
+        let sectors = sectors.iter().map(|s| (s.offset, s.bytes.len(), Structure::ActiveL1));
+        let slices = slices.iter().filter_map(|DirtySlice { slice, bytes }| {
+            let offset = self.slice_offset(slice.number()).ok()?;
+            Some((offset, bytes.len(), Structure::ActiveL2))
+        });
+        for (offset, length, own) in blocks.chain(table).chain(sectors).chain(slices) {
+            self.check_write(file, (offset, length as u64), &[own]).await?;
+        }
+        Ok(())
     }
 
     /// Makes clusters free that nobody uses any more. What fails here is lost to the image, and no

@@ -11,6 +11,7 @@ use crate::qcow2::bitmap_directory::{
 };
 use crate::qcow2::geometry::TABLE_ENTRY_BYTES;
 use crate::qcow2::header::Header;
+use crate::qcow2::overlap::Structure;
 use crate::qcow2::refcounts::Refcounts;
 use blockplex_graph::{Child, Error, Result};
 use blockplex_io::buffer::IoVector;
@@ -110,7 +111,7 @@ impl Source<'_> {
         if end > file_end {
             return fault("past the end of the file");
         }
-        if !self.refcounts.add_metadata_cluster(offset) {
+        if !self.refcounts.add_metadata_cluster(Structure::Other, offset) {
             return fault("where other metadata is");
         }
         if !self.read_only && self.refcounts.refcount(self.file, offset).await? == 0 {

@@ -8,6 +8,7 @@ use crate::qcow2::extension::BitmapsExtension;
 use crate::qcow2::geometry::TABLE_ENTRY_BYTES;
 use crate::qcow2::header::{Header, feature};
 use crate::qcow2::layers::Layers;
+use crate::qcow2::overlap::Structure;
 use crate::qcow2::refcounts::HostRun;
 use blockplex_graph::{Child, Error, RequestFlags, Result};
 use blockplex_io::buffer::IoBuffer;
@@ -86,7 +87,7 @@ impl Qcow2 {
         if !entries.is_empty() {
             let bytes = write_directory(entries.iter());
             let length = bytes.len() as u64;
-            let run = self.write_new_metadata(layers, bytes).await?;
+            let run = self.write_new_metadata(layers, Structure::BitmapDirectory, bytes).await?;
             new.push((run.offset, run.clusters));
             place = Some((run, length));
         }
@@ -117,7 +118,7 @@ impl Qcow2 {
             };
             table.extend(cluster.encode().to_be_bytes());
         }
-        let run = self.write_new_metadata(layers, table).await?;
+        let run = self.write_new_metadata(layers, Structure::Other, table).await?;
         new.push((run.offset, run.clusters));
         Ok(BitmapEntry {
             table_offset: run.offset,
@@ -137,7 +138,7 @@ impl Qcow2 {
         let buffer = IoBuffer::from_slice(&bytes);
         match layers.file.write(run.offset, buffer, RequestFlags::default()).await {
             Ok(()) => {
-                self.refcounts.add_metadata_cluster(run.offset);
+                self.refcounts.add_metadata_cluster(Structure::Other, run.offset);
                 Ok(run)
             }
             Err(error) => Err(self.abandon(layers, run, error).await),
@@ -224,7 +225,7 @@ impl Qcow2 {
             if let Some(BitmapCluster::Stored(offset)) = cluster
                 && offset + self.geometry.cluster_size() <= layers.file.length()
                 && self.refcounts.refcount(&layers.file, offset).await? > 0
-                && self.refcounts.add_metadata_cluster(offset)
+                && self.refcounts.add_metadata_cluster(Structure::Other, offset)
             {
                 runs.push((offset, 1));
             }

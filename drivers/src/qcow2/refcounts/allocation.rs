@@ -8,8 +8,9 @@
 //! new place before anything that depends on it.
 
 use super::block::Block;
-use super::cluster_set::ClusterSet;
+use super::metadata::Metadata;
 use crate::qcow2::geometry::{Geometry, HOST_OFFSET_LIMIT};
+use crate::qcow2::overlap::Structure;
 use std::collections::{BTreeSet, HashMap};
 
 /// The free refcounts of a block that was not looked at yet.
@@ -39,7 +40,7 @@ pub(super) struct Allocation {
     /// past what was then the end of the file: they read as zeros.
     pub(super) fresh: u64,
     /// Header, tables and blocks: what must never be handed out.
-    pub(super) metadata: ClusterSet,
+    pub(super) metadata: Metadata,
     /// Clusters (first, count) of tables that grew again before they were written.
     pub(super) abandoned: Vec<(u64, u64)>,
     /// Where the next compressed cluster goes, in a host cluster that others are in (`packing`).
@@ -105,7 +106,7 @@ impl Allocation {
             cleaned: 0,
             hint: 1,
             fresh: geometry.clusters_for(file_length),
-            metadata: ClusterSet::default(),
+            metadata: Metadata::new(),
             abandoned: Vec::new(),
             packing: None,
             unsettled: false,
@@ -131,7 +132,7 @@ impl Allocation {
                     Attempt::Failed(error) => return Attempt::Failed(error),
                 },
                 Some(0) => {
-                    if self.metadata.contains(&cluster) {
+                    if self.metadata.contains(cluster) {
                         return self.overlap(cluster);
                     }
                     self.add_block(index, cluster);
@@ -158,7 +159,7 @@ impl Allocation {
         if first < self.fresh {
             run = run.min(self.fresh - first);
         }
-        let taken = (first..first + run).find(|cluster| self.metadata.contains(cluster));
+        let taken = (first..first + run).find(|cluster| self.metadata.contains(*cluster));
         if let Some(cluster) = taken {
             return self.overlap(cluster);
         }
@@ -231,7 +232,7 @@ impl Allocation {
         self.set_free(index, free);
         if left == 0 {
             self.hint = self.hint.min(cluster);
-            self.metadata.remove(&cluster);
+            self.metadata.remove(cluster);
             self.stop_packing_in(cluster);
         }
         Attempt::Done(left)
@@ -302,7 +303,7 @@ impl Allocation {
                 Attempt::Failed(error) => return Attempt::Failed(error),
             };
             let first = run.offset >> self.geometry.cluster_bits();
-            self.metadata.extend(first..first + clusters);
+            self.metadata.extend(first..first + clusters, Structure::RefcountTable);
             if let Some((offset, clusters)) = self.next_place.replace((run.offset, clusters)) {
                 self.abandoned.push((offset >> self.geometry.cluster_bits(), clusters));
             }
@@ -343,7 +344,7 @@ impl Allocation {
                     continue 'search;
                 }
             }
-            if let Some(cluster) = (start..end).find(|cluster| self.metadata.contains(cluster)) {
+            if let Some(cluster) = (start..end).find(|cluster| self.metadata.contains(*cluster)) {
                 return self.overlap(cluster);
             }
             return Attempt::Done(Plan { start, missing, end });
@@ -371,7 +372,7 @@ impl Allocation {
             *entry = offset;
         }
         self.dirty_entries.insert(index);
-        self.metadata.insert(cluster);
+        self.metadata.insert(cluster, Structure::RefcountBlock);
         self.insert_block(index, Block::fresh(size, self.geometry.refcount_order()));
     }
 

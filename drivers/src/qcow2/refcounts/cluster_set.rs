@@ -1,13 +1,9 @@
-//! A set of host clusters, by number.
+//! Hashing of cluster numbers.
 
-use std::collections::HashSet;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::Hasher;
 
-/// A set of cluster numbers. Looked up for every entry of a slice that is read, so it hashes with
-/// one multiplication; whoever chooses the numbers chooses only how slow his own image is.
-pub(super) type ClusterSet = HashSet<u64, BuildHasherDefault<ClusterHasher>>;
-
-/// See [`ClusterSet`].
+/// Metadata is looked up for every entry of a slice that is read, so this hashes with one
+/// multiplication; whoever chooses the numbers chooses only how slow his own image is.
 #[derive(Default)]
 pub(super) struct ClusterHasher(u64);
 

@@ -3,6 +3,7 @@
 
 use super::allocation::{Allocation, Attempt};
 use super::{Refcounts, block::Block};
+use crate::qcow2::overlap::Structure;
 use blockplex_graph::{Child, Result};
 use std::collections::BTreeSet;
 
@@ -45,7 +46,7 @@ impl Refcounts {
                 *entry = block.offset;
             }
             allocation.dirty_entries.insert(block.index);
-            allocation.metadata.insert(block.offset >> bits);
+            allocation.metadata.insert(block.offset >> bits, Structure::RefcountBlock);
         }
     }
 
@@ -99,7 +100,7 @@ impl Allocation {
         self.dirty_entries.insert(index);
         self.blocks.remove(&index);
         self.set_free(index, u64::from(super::allocation::UNKNOWN));
-        self.metadata.remove(&cluster);
+        self.metadata.remove(cluster);
         Attempt::Done(Some(DroppedBlock { index, offset, counts_itself }))
     }
 
@@ -114,7 +115,7 @@ impl Allocation {
         let Some(block) = self.block(index) else { return Attempt::Load(index) };
         let Some(last) = block.last_used() else { return Attempt::Done(None) };
         let end = index * per_block + last as u64 + 1;
-        let is_whole = self.metadata.iter().all(|cluster| *cluster < end);
+        let is_whole = self.metadata.ends_before(end);
         Attempt::Done(is_whole.then_some(end))
     }
 
@@ -160,7 +161,7 @@ impl Allocation {
             }
             self.insert_block(index, block);
         }
-        self.metadata = used.iter().copied().collect();
+        self.metadata.keep(|cluster| used.contains(&cluster));
         (self.hint, self.packing, self.unsettled) = (1, None, true);
         used.into_iter().collect()
     }

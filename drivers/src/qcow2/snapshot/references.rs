@@ -10,6 +10,7 @@ use crate::qcow2::entry::{COPIED, Cluster, L1Entry, L2Entry};
 use crate::qcow2::layers::Layers;
 use crate::qcow2::limbo::Freed;
 use crate::qcow2::lookup::Fault;
+use crate::qcow2::overlap::Structure;
 use blockplex_graph::{Child, Error, ErrorKind, RequestFlags, Result};
 use blockplex_io::buffer::{IoBuffer, IoVector};
 use std::collections::HashSet;
@@ -186,6 +187,8 @@ impl Qcow2 {
                 *word = new.to_be_bytes();
             }
             if changed {
+                let own = [Structure::ActiveL2, Structure::InactiveL2];
+                self.check_write(file, (table, 1), &own).await?;
                 file.write(table, IoBuffer::from_slice(&bytes), RequestFlags::default()).await?;
             }
         }

@@ -8,6 +8,7 @@ use crate::qcow2::geometry::{Geometry, TABLE_ENTRY_BYTES};
 use crate::qcow2::header::Header;
 use crate::qcow2::layers::Layers;
 use crate::qcow2::limbo::Freed;
+use crate::qcow2::overlap::Structure;
 use crate::qcow2::refcounts::{HostRun, Refcounts};
 use crate::qcow2::snapshot_table::{MAX_SNAPSHOT_TABLE_BYTES, Parsed, SnapshotEntry};
 use blockplex_graph::{Child, Error, ErrorKind, RequestFlags, Result};
@@ -100,7 +101,7 @@ pub(in crate::qcow2) fn admit(
 ) -> Vec<Snapshot> {
     let geometry = header.geometry();
     if !table.entries.is_empty() {
-        refcounts.add_metadata(header.snapshots_offset, table.bytes);
+        refcounts.add_metadata(Structure::SnapshotTable, header.snapshots_offset, table.bytes);
     }
     let mut remembered = 0;
     let mut judge = |entry: &SnapshotEntry| {
@@ -117,7 +118,9 @@ pub(in crate::qcow2) fn admit(
         }
         for cluster in 0..clusters {
             let offset = start + (cluster << geometry.cluster_bits());
-            if !refcounts.add_metadata_cluster(offset) {
+            if !refcounts.add_metadata_cluster(Structure::InactiveL1, offset) {
+                // Whoever writes the one would write the other.
+                refcounts.overlay_metadata(Structure::InactiveL1, offset);
                 return corrupt(format!("its L1 table at {start:#x} lies on other metadata"));
             }
         }
@@ -177,7 +180,7 @@ impl Qcow2 {
         if entries.is_empty() {
             return Ok(NewTable { place: None, count });
         }
-        let place = self.write_new_metadata(layers, bytes).await?;
+        let place = self.write_new_metadata(layers, Structure::SnapshotTable, bytes).await?;
         Ok(NewTable { place: Some(place), count })
     }
 
@@ -185,6 +188,7 @@ impl Qcow2 {
     pub(in crate::qcow2) async fn write_new_metadata(
         &self,
         layers: &Layers,
+        structure: Structure,
         mut bytes: Vec<u8>,
     ) -> Result<HostRun> {
         let clusters = self.geometry.clusters_for(bytes.len() as u64).max(1);
@@ -194,7 +198,7 @@ impl Qcow2 {
         let buffer = IoBuffer::from_slice(&bytes);
         match layers.file.write(run.offset, buffer, RequestFlags::default()).await {
             Ok(()) => {
-                self.refcounts.add_metadata(run.offset, bytes.len() as u64);
+                self.refcounts.add_metadata(structure, run.offset, bytes.len() as u64);
                 Ok(run)
             }
             Err(error) => Err(self.abandon(layers, run, error).await),

@@ -12,7 +12,7 @@ fn small(cluster_bits: u32, order: u32) -> Allocation {
         block.set(index, 1).unwrap();
     }
     allocation.insert_block(0, block);
-    allocation.metadata.extend([0, 1, 2]);
+    allocation.metadata.extend(0..3, Structure::Other);
     allocation
 }
 
@@ -65,7 +65,7 @@ fn a_freed_cluster_is_used_again_before_the_file_grows_and_is_not_taken_for_zero
 #[test]
 fn a_cluster_with_metadata_is_never_handed_out() {
     let mut allocation = small(16, 4);
-    allocation.metadata.insert(4);
+    allocation.metadata.insert(4, Structure::Other);
     assert_eq!(done(allocation.allocate(1)).offset, 3 << 16);
     let overlap = Attempt::Failed(AllocationError::Overlap(4 << 16));
     assert_eq!(allocation.allocate(1), overlap, "Q09");
