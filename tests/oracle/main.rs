@@ -7,7 +7,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot run its programs should fail loudly")]
 
+mod chain;
 mod change;
+mod copy;
 mod create;
 mod info;
 mod mask;
