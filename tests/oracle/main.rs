@@ -15,3 +15,4 @@ mod info;
 mod mask;
 mod pair;
 mod policy;
+mod sequence;

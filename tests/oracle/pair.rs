@@ -98,12 +98,12 @@ impl Pair {
     }
 
     /// Runs QEMU's program alone.
-    fn run_theirs(&self, words: &[&str]) -> Output {
+    pub fn run_theirs(&self, words: &[&str]) -> Output {
         run(Path::new(words[0]), &words[1..], &self.theirs())
     }
 
     /// Runs our program alone.
-    fn run_ours(&self, words: &[&str]) -> Output {
+    pub fn run_ours(&self, words: &[&str]) -> Output {
         run(&self.root.path().join("bin").join(words[0]), &words[1..], &self.ours())
     }
 

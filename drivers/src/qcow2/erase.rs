@@ -2,7 +2,7 @@
 //!
 //! | cluster | write-zeroes | write-zeroes, may unmap | discard |
 //! |---|---|---|---|
-//! | unallocated, no backing | stays | stays | stays |
+//! | unallocated, no backing | zero | zero | stays |
 //! | unallocated, backing | zero | zero | zero |
 //! | zero, with a host cluster | stays | zero, freed | zero, freed |
 //! | data, its own | zero, keeps its host cluster | zero, freed | zero, freed |
@@ -18,8 +18,8 @@
 //! What lies past a new end of the disk, and everything when an image is emptied, is *dropped*: it
 //! becomes unallocated, in any version.
 //!
-//! Version 2 has no zero clusters: there write-zeroes is left to the request path unless there is
-//! nothing to do, and a discard unallocates, unless a backing node would shine through.
+//! Version 2 has no zero clusters: there both unallocate, unless a backing node would shine through;
+//! then write-zeroes is left to the request path, and a discard does nothing.
 //! Parts of units are written (write-zeroes) or left alone (discard).
 
 mod plan;
@@ -54,29 +54,28 @@ impl Qcow2 {
     ) -> Result<()> {
         self.prepare_data(layers).await?;
         let end = offset + length;
-        if self.version < Version::V3 && !self.is_zero(layers, offset, length).await? {
+        if self.version < Version::V3 && layers.backing.is_some() {
             let text = "version 2 has no zero clusters";
             return Err(Error::new(ErrorKind::NotSupported, text));
         }
-        if self.version < Version::V3 {
-            return Ok(());
-        }
         let (first, last) = self.whole_units(offset, end);
+        let unmaps = may_unmap || self.version < Version::V3;
+        let erase = if unmaps { Erase::Unmap } else { Erase::Zero };
         if first >= last {
-            self.zero_part(layers, offset, end).await?;
+            self.zero_part(layers, offset, end, erase).await?;
         } else {
-            self.zero_part(layers, offset, first).await?;
-            let erase = if may_unmap { Erase::Unmap } else { Erase::Zero };
+            self.zero_part(layers, offset, first, erase).await?;
             self.erase_clusters(layers, first, last, erase).await?;
-            self.zero_part(layers, last.min(end), end).await?;
+            self.zero_part(layers, last.min(end), end, erase).await?;
         }
         self.relieve(layers).await
     }
 
-    /// Discards the whole units of a range.
+    /// Discards the whole clusters of a range.
     pub(super) async fn discard(&self, layers: &Layers, offset: u64, length: u64) -> Result<()> {
         self.prepare_data(layers).await?;
-        let (first, last) = self.whole_units(offset, offset + length);
+        let cluster_size = self.geometry.cluster_size();
+        let (first, last) = self.whole(cluster_size, offset, offset + length);
         // What the image does not name, the backing node would show.
         if first < last && (self.version >= Version::V3 || layers.backing.is_none()) {
             self.erase_clusters(layers, first, last, Erase::Discard).await?;
@@ -84,10 +83,14 @@ impl Qcow2 {
         self.relieve(layers).await
     }
 
-    /// The whole units (clusters, or subclusters) of a range; the last cluster of the disk counts as
-    /// whole when the range reaches the end of the disk.
+    /// The whole units (clusters, or subclusters) of a range.
     fn whole_units(&self, offset: u64, end: u64) -> (u64, u64) {
-        let unit = self.geometry.subcluster_size();
+        self.whole(self.geometry.subcluster_size(), offset, end)
+    }
+
+    /// The whole units of a range; the last cluster of the disk counts as whole when the range
+    /// reaches the end of the disk.
+    fn whole(&self, unit: u64, offset: u64, end: u64) -> (u64, u64) {
         let first = offset.checked_next_multiple_of(unit).unwrap_or(u64::MAX);
         let last = if end >= self.disk_size() {
             self.geometry.align_up(end).unwrap_or(u64::MAX)
@@ -97,12 +100,15 @@ impl Qcow2 {
         (first, last)
     }
 
-    /// Writes zeros to a part of a cluster, unless it reads as zeros.
-    async fn zero_part(&self, layers: &Layers, start: u64, end: u64) -> Result<()> {
+    /// Makes parts of units zero: if nothing else is in its unit, by erasing that; else by writing
+    /// zeros.
+    async fn zero_part(&self, layers: &Layers, start: u64, end: u64, erase: Erase) -> Result<()> {
+        let unit = self.geometry.subcluster_size();
         let mut at = start;
         while at < end {
-            let stop = end.min(self.geometry.align_down(at) + self.geometry.cluster_size());
-            if !self.is_zero(layers, at, stop - at).await? {
+            let first = at & !(unit - 1);
+            let stop = end.min(first + unit);
+            if !self.erase_empty_unit(layers, first, erase).await? {
                 let zeros = IoVector::zeroed((stop - at) as usize);
                 self.write(layers, at, &zeros).await?;
             }
@@ -111,13 +117,30 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Whether a range reads as zeros because of its entries.
-    async fn is_zero(&self, layers: &Layers, offset: u64, length: u64) -> Result<bool> {
+    /// Erases the unit that begins at guest offset `first` if all of it reads as zeros; says whether
+    /// it does. Under the lock of its range nothing is written to it in between: what reads as zeros
+    /// has no place that tier 1 could write to.
+    async fn erase_empty_unit(&self, layers: &Layers, first: u64, erase: Erase) -> Result<bool> {
+        let end = first + self.geometry.subcluster_size();
+        let cluster = self.geometry.align_down(first);
+        let whole = cluster..cluster + self.geometry.cluster_size();
+        let _guard = self.ranges.lock(whole, RangeMode::Exclusive).await;
+        if !self.is_zero(layers, first, end - first).await? {
+            return Ok(false);
+        }
+        let hold = self.hold(layers);
+        let erased = self.erase_step(layers, (first, end), erase).await;
+        hold.release();
+        Ok(erased?.is_empty())
+    }
+
+    /// Whether a range reads as zeros because of its entries, or of what its backing node says.
+    pub(super) async fn is_zero(&self, layers: &Layers, offset: u64, length: u64) -> Result<bool> {
         let end = offset + length;
         let mut at = offset;
         while at < end {
             let extent = self.look_up(at, end - at);
-            match extent.place {
+            at += match extent.place {
                 Place::Missing => {
                     let hold = self.hold(layers);
                     let loaded = self.slice(layers, self.position(at).number).await;
@@ -125,11 +148,19 @@ impl Qcow2 {
                     loaded?;
                     continue;
                 }
-                Place::Zero => {}
-                Place::Unallocated if at >= layers.backing_length() => {}
+                Place::Zero => extent.length,
+                Place::Unallocated => match &layers.backing {
+                    Some(backing) if at < backing.length() => {
+                        let status = backing.block_status(at, extent.length).await?;
+                        if !status.zero || status.length == 0 {
+                            return Ok(false);
+                        }
+                        status.length
+                    }
+                    _ => extent.length,
+                },
                 _ => return Ok(false),
-            }
-            at += extent.length;
+            };
         }
         Ok(true)
     }
@@ -155,7 +186,7 @@ impl Qcow2 {
             drop(guard);
             for (start, end) in erased? {
                 if erase != Erase::Discard {
-                    self.zero_part(layers, start, end).await?;
+                    self.zero_part(layers, start, end, erase).await?;
                 }
             }
             self.relieve(layers).await?;
@@ -174,7 +205,9 @@ impl Qcow2 {
     ) -> Result<Vec<(u64, u64)>> {
         let extent = self.look_up(at, end - at);
         let nothing = layers.backing.is_none() && extent.place == Place::Unallocated;
-        if nothing && extent.length == end - at {
+        let names_nothing =
+            self.version >= Version::V3 && matches!(erase, Erase::Zero | Erase::Unmap);
+        if nothing && !names_nothing && extent.length == end - at {
             return Ok(Vec::new());
         }
         let slice = self.own_slice(layers, self.position(at).number).await?;

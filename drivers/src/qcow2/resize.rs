@@ -61,7 +61,7 @@ impl Qcow2 {
         }
         // Its snapshots do not say how large the disk was.
         if self.version < Version::V3 && self.header.lock().await.snapshot_count > 0 {
-            let text = "an image of version 2 that has snapshots cannot be resized";
+            let text = "Can't resize a v2 image which has snapshots";
             return refuse(ErrorKind::NotSupported, text.into());
         }
         Ok(())
@@ -82,8 +82,9 @@ impl Qcow2 {
         }
         // The tail of the last cluster, and what a longer backing node would show: before anybody
         // can reach it.
-        let shown = layers.backing_length().max(cluster_end).min(size);
-        if shown > old {
+        let nothing_shows = layers.backing_length() <= old;
+        let shown = if nothing_shows { cluster_end.min(size) } else { size };
+        if shown > old && !(nothing_shows && self.is_zero(layers, old, shown - old).await?) {
             match self.write_zeroes(layers, old, shown - old, false).await {
                 Err(error) if error.kind() == ErrorKind::NotSupported => {
                     self.write_zeros_out(layers, old, shown).await?;

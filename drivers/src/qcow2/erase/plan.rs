@@ -23,6 +23,12 @@ impl Manner {
         self.erase != Erase::Zero
     }
 
+    /// Whether what the image does not name is named now: zeros that were asked for, and, after a
+    /// discard, what a backing node would show.
+    fn names_nothing(self) -> bool {
+        self.has_backing || matches!(self.erase, Erase::Zero | Erase::Unmap)
+    }
+
     /// Whether a cluster of the image's own keeps its place.
     fn keeps_place(self) -> bool {
         self.keep || self.erase == Erase::Zero
@@ -107,7 +113,7 @@ impl Qcow2 {
         match L2Entry::decode(raw, &self.geometry, self.version).ok()? {
             Cluster::Unallocated if manner.erase == Erase::Drop => None,
             _ if manner.erase == Erase::Drop => Some(Cluster::Unallocated),
-            Cluster::Unallocated => manner.has_backing.then_some(gone),
+            Cluster::Unallocated => manner.names_nothing().then_some(gone),
             Cluster::Zero { host: None, .. } => None,
             Cluster::Zero { host: Some(_), copied: true } if manner.keeps_place() => None,
             Cluster::Normal { host, copied: true } if manner.keeps_place() => {
@@ -138,9 +144,9 @@ impl Qcow2 {
             }
             return Ok(());
         }
-        let shown = if manner.has_backing { u32::MAX } else { old.allocated };
+        let shown = if manner.names_nothing() { u32::MAX } else { old.allocated };
         let new = match erased {
-            u32::MAX if raw != 0 || manner.has_backing => Subclusters::ALL_ZERO,
+            u32::MAX if raw != 0 || manner.names_nothing() => Subclusters::ALL_ZERO,
             _ => Subclusters {
                 allocated: old.allocated & !erased,
                 zero: old.zero | (erased & shown),
