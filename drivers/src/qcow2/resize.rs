@@ -80,18 +80,8 @@ impl Qcow2 {
             let first = if layers.backing.is_some() { cluster_end } else { old };
             self.preallocate(layers, first, size, mode).await?;
         }
-        // The tail of the last cluster, and what a longer backing node would show: before anybody
-        // can reach it.
-        let nothing_shows = layers.backing_length() <= old;
-        let shown = if nothing_shows { cluster_end.min(size) } else { size };
-        if shown > old && !(nothing_shows && self.is_zero(layers, old, shown - old).await?) {
-            match self.write_zeroes(layers, old, shown - old, false).await {
-                Err(error) if error.kind() == ErrorKind::NotSupported => {
-                    self.write_zeros_out(layers, old, shown).await?;
-                }
-                result => result?,
-            }
-        }
+        // Before anybody can reach it.
+        self.clear_new_space(layers, old, size).await?;
         if self.data_is_raw() || (mode != Preallocation::Off && self.external.is_some()) {
             self.map_data_file(layers, old, size).await?;
         }
@@ -100,6 +90,31 @@ impl Qcow2 {
         // Release: partner of the Acquire in `disk_size`.
         self.size.store(size, Ordering::Release);
         Ok(())
+    }
+
+    /// Makes new space zero: the tail of the last cluster, and what a longer backing node would show.
+    async fn clear_new_space(&self, layers: &Layers, old: u64, size: u64) -> Result<()> {
+        let nothing_shows = layers.backing_length() <= old;
+        let cluster_end = self.geometry.align_up(old).unwrap_or(u64::MAX).min(size);
+        let mut start = old;
+        let end = if nothing_shows { cluster_end } else { size };
+        if nothing_shows && self.is_zero(layers, start, end - start).await? {
+            return Ok(());
+        }
+        if !nothing_shows {
+            let unit = self.geometry.subcluster_size();
+            start = old.next_multiple_of(unit).min(size);
+            self.write_zeros_out(layers, old, start).await?;
+        }
+        if start == end {
+            return Ok(());
+        }
+        match self.write_zeroes(layers, start, end - start, false).await {
+            Err(error) if error.kind() == ErrorKind::NotSupported => {
+                self.write_zeros_out(layers, start, end).await
+            }
+            result => result,
+        }
     }
 
     async fn write_zeros_out(&self, layers: &Layers, start: u64, end: u64) -> Result<()> {

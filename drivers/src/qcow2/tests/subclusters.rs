@@ -236,7 +236,7 @@ fn neighbours_in_one_cluster_do_not_lose_each_others_bits() {
                             let request = match (index * 7 + round) % 3 {
                                 0 => Request::write(at, IoBuffer::from_slice(&[round as u8; 2048])),
                                 1 => Request::write_zeroes(at, 2048),
-                                _ => Request::discard(at, 2048),
+                                _ => Request::write_zeroes(at, 2048).may_unmap(),
                             };
                             queue.request(request).await.result.unwrap();
                         }
