@@ -99,6 +99,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (1_u64..1024).prop_map(|kib| Step::Grow { kib }),
         1 => (1_u64..512).prop_map(|kib| Step::Shrink { kib }),
         1 => prop::sample::select(flags.to_vec()).prop_map(|flags| Step::Compact { flags }),
+        1 => Just(Step::Commit),
+        1 => Just(Step::Flatten),
     ]
 }
 
