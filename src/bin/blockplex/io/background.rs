@@ -97,7 +97,7 @@ pub fn write(session: &mut Session, words: &[String]) -> Status {
     if length > Limits::MAX_REQUEST {
         // Longer than a request may be, so in no disk that takes it at once.
         let error = Error::new(ErrorKind::OutOfRange, "a request this long");
-        say(failed("aio_write", &error));
+        session.report_later(failed("aio_write", &error));
         return Status::Done;
     }
     start(session, request, report)

@@ -10,8 +10,8 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use blockplex::drivers::blkdebug::{Blkdebug, Notice};
@@ -72,22 +72,59 @@ enum Event {
 
 /// What has happened; shared with the loop thread.
 #[derive(Clone, Default)]
-pub struct Events(Arc<Mutex<VecDeque<Event>>>);
+struct Events(Arc<Mutex<Happened>>);
+
+#[derive(Default)]
+struct Happened {
+    events: VecDeque<Event>,
+    /// The main thread, where it waits.
+    waiter: Option<Waker>,
+}
 
 impl Events {
+    fn lock(&self) -> MutexGuard<'_, Happened> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn push(&self, event: Event) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(event);
+        let waiter = {
+            let mut happened = self.lock();
+            happened.events.push_back(event);
+            happened.waiter.take()
+        };
+        if let Some(waiter) = waiter {
+            waiter.wake();
+        }
     }
 
     /// The next one; only a notice, unless `all`.
     fn pop(&self, all: bool) -> Option<String> {
-        let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match events.front() {
+        let mut happened = self.lock();
+        match happened.events.front() {
             Some(Event::Report(_)) if !all => None,
-            _ => events.pop_front().map(|event| match event {
+            _ => happened.events.pop_front().map(|event| match event {
                 Event::Notice(text) | Event::Report(text) => text,
             }),
         }
+    }
+
+    /// Prints what there is; what can wait, only if `all`.
+    fn print(&self, all: bool) {
+        while let Some(text) = self.pop(all) {
+            say(text);
+        }
+    }
+
+    /// Waits for `work`, and prints what happens meanwhile.
+    fn print_during<T>(&self, work: impl Future<Output = T>) -> std::result::Result<T, Error> {
+        let mut work = pin!(work);
+        let printing = poll_fn(|cx| {
+            let ended = work.as_mut().poll(cx);
+            self.lock().waiter = Some(cx.waker().clone());
+            self.print(true);
+            ended
+        });
+        block_on(printing).map_err(|error| Error::new(ErrorKind::OnLoopThread, error.to_string()))
     }
 }
 
@@ -160,10 +197,7 @@ impl Session {
     {
         let gone = || Error::new(ErrorKind::Gone, "the loop has ended");
         let handle = self.thread.handle().spawn_with(move |_| work()).map_err(|_| gone())?;
-        let result = block_on(handle)
-            .map_err(|error| Error::new(ErrorKind::OnLoopThread, error.to_string()))?;
-        self.print_events(true);
-        result.map_err(|_| gone())?
+        self.events.print_during(handle)?.map_err(|_| gone())?
     }
 
     /// Has requests run the way `choice` says. When no file is open.
@@ -225,6 +259,11 @@ impl Session {
         Ok(())
     }
 
+    /// Reports what has ended already, as if it had run.
+    pub fn report_later(&self, text: String) {
+        self.events.push(Event::Report(text));
+    }
+
     /// Waits until all background requests have ended. False: somebody is suspended (S1).
     pub fn settle(&mut self) -> bool {
         let settled = match &mut self.file {
@@ -232,7 +271,7 @@ impl Session {
             Some(file) => {
                 let view = file.blkdebug();
                 let blkdebug = view.as_ref().and_then(|view| view.driver_as::<Blkdebug>());
-                wait_for_all(&mut file.background, blkdebug, None)
+                wait_for_all(&self.events, &mut file.background, blkdebug, None)
             }
         };
         self.print_events(true);
@@ -246,7 +285,8 @@ impl Session {
             Some(file) => {
                 let view = file.blkdebug();
                 let blkdebug = view.as_ref().and_then(|view| view.driver_as::<Blkdebug>());
-                blkdebug.is_some() && !wait_for_all(&mut file.background, blkdebug, Some(tag))
+                blkdebug.is_some()
+                    && !wait_for_all(&self.events, &mut file.background, blkdebug, Some(tag))
             }
         };
         self.print_events(true);
@@ -283,9 +323,7 @@ impl Session {
 
     /// Prints what has happened; what can wait, only if `all`.
     pub fn print_events(&self, all: bool) {
-        while let Some(text) = self.events.pop(all) {
-            say(text);
-        }
+        self.events.print(all);
     }
 
     /// The end: everything is closed. Whether that went well.
@@ -297,11 +335,12 @@ impl Session {
 
 /// Waits until all have ended (true), or somebody is suspended, at `tag` if it is given (false).
 fn wait_for_all(
+    events: &Events,
     background: &mut Vec<JoinHandle<()>>,
     blkdebug: Option<&Blkdebug>,
     tag: Option<&str>,
 ) -> bool {
-    let waited = block_on(async {
+    let waited = events.print_during(async {
         let mut suspended = pin!(async {
             match blkdebug {
                 Some(blkdebug) => blkdebug.wait_suspended(tag).await,
