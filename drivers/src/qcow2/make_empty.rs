@@ -9,7 +9,7 @@
 use super::Qcow2;
 use super::entry::Version;
 use super::layers::Layers;
-use blockplex_graph::{NodeIo, Result};
+use blockplex_graph::{DebugEvent, NodeIo, Result};
 use blockplex_io::lock::RangeMode;
 
 impl Qcow2 {
@@ -22,6 +22,7 @@ impl Qcow2 {
     /// refcounts could not be written, it takes a flush before anything can be allocated.
     pub async fn make_empty(&self, io: &NodeIo) -> Result<()> {
         let layers = Layers::of(io)?;
+        layers.file.announce(DebugEvent::EmptyImagePrepare).await;
         self.prepare_data(&layers).await?;
         let _turn = self.resizing.lock().await;
         let _everything = self.ranges.lock(0..u64::MAX, RangeMode::Exclusive).await;

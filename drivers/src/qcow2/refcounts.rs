@@ -181,6 +181,7 @@ impl Refcounts {
     /// Makes free clusters in a row used: at least one, at most `want`.
     pub(super) async fn allocate(&self, file: &Child, want: u64) -> Result<HostRun> {
         file.announce(DebugEvent::ClusterAlloc).await;
+        file.announce(DebugEvent::RefblockAlloc).await;
         let run = self.retry(file, |allocation| allocation.allocate(want)).await?;
         self.cover(file, run).await
     }
@@ -188,6 +189,7 @@ impl Refcounts {
     /// Makes `count` clusters in a row used.
     pub(super) async fn allocate_tail(&self, file: &Child, count: u64) -> Result<HostRun> {
         file.announce(DebugEvent::ClusterAlloc).await;
+        file.announce(DebugEvent::RefblockAlloc).await;
         let run = self.retry(file, |allocation| allocation.allocate_tail(count)).await?;
         self.cover(file, run).await
     }

@@ -16,7 +16,7 @@ use super::entry::L1Entry;
 use super::erase::Erase;
 use super::layers::Layers;
 use super::limbo::Freed;
-use blockplex_graph::{Error, ErrorKind, Preallocation, Result};
+use blockplex_graph::{DebugEvent, Error, ErrorKind, Preallocation, Result};
 use blockplex_io::lock::RangeMode;
 use std::sync::atomic::Ordering;
 
@@ -53,9 +53,11 @@ impl Qcow2 {
         let first = self.geometry.align_up(size).unwrap_or(u64::MAX);
         self.drop_locked(layers, first, old).await?;
         self.flush(layers).await?;
+        layers.file.announce(DebugEvent::L1ShrinkWriteTable).await;
         let indexes = self.geometry.l1_entries_for(size)..self.geometry.l1_entries_for(old);
         self.drop_tables(indexes);
         self.flush(layers).await?;
+        layers.file.announce(DebugEvent::L1ShrinkFreeL2Clusters).await;
         self.between_rounds(async || self.write_size(layers, size).await).await
     }
 

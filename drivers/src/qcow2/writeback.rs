@@ -319,11 +319,11 @@ impl Qcow2 {
 /// Says that refcount blocks are about to be written.
 async fn announce_blocks(file: &Child, work: &Work) {
     if !work.refcounts.table.is_empty() {
-        file.announce(DebugEvent::RefblockAlloc).await;
         file.announce(DebugEvent::RefblockAllocWrite).await;
     }
     if !work.refcounts.blocks.is_empty() {
         file.announce(DebugEvent::RefblockUpdate).await;
+        file.announce(DebugEvent::RefblockUpdatePart).await;
     }
 }
 

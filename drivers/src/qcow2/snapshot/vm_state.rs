@@ -6,7 +6,7 @@
 
 use crate::qcow2::Qcow2;
 use crate::qcow2::layers::Layers;
-use blockplex_graph::{Error, ErrorKind, NodeIo, Result};
+use blockplex_graph::{DebugEvent, Error, ErrorKind, NodeIo, Result};
 use blockplex_io::buffer::IoVector;
 
 impl Qcow2 {
@@ -24,6 +24,7 @@ impl Qcow2 {
     /// `LimitExceeded`: the L1 table cannot reach so far; and those of writing.
     pub async fn write_vm_state(&self, io: &NodeIo, offset: u64, vector: &IoVector) -> Result<()> {
         let layers = Layers { backing: None, ..Layers::of(io)? };
+        layers.file.announce(DebugEvent::VmstateSave).await;
         let start = self.place_in_vm_state(offset, vector)?;
         let turn = self.begin_snapshot_work(&layers).await?;
         let last = (start + vector.len() as u64).div_ceil(self.geometry.bytes_per_l1_entry());
@@ -46,6 +47,7 @@ impl Qcow2 {
     /// As for any read.
     pub async fn read_vm_state(&self, io: &NodeIo, offset: u64, vector: &IoVector) -> Result<()> {
         let layers = Layers { backing: None, ..Layers::of(io)? };
+        layers.file.announce(DebugEvent::VmstateLoad).await;
         let start = self.place_in_vm_state(offset, vector)?;
         self.read(&layers, start, vector).await
     }
