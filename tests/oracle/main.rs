@@ -12,6 +12,8 @@ mod change;
 mod copy;
 mod create;
 mod info;
+mod io;
+mod io_faults;
 mod mask;
 mod pair;
 mod policy;

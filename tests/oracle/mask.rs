@@ -24,6 +24,13 @@ fn mask_line(line: &str) -> String {
     if let Some((counts, _)) = line.split_once(" ops; ") {
         return format!("{counts} ops; …");
     }
+    // qemu-io -C: `512,1,0:00:00.00,143233.090,279.752`.
+    let fields: Vec<&str> = line.split(',').collect();
+    if let [bytes, operations, time, _, _] = fields[..]
+        && time.split(':').count() == 3
+    {
+        return format!("{bytes},{operations},…");
+    }
     mask_date(line)
 }
 

@@ -97,6 +97,27 @@ impl Pair {
         }
     }
 
+    /// As [`Pair::run`], with `input` on stdin.
+    #[track_caller]
+    pub fn run_input(&self, line: &str, input: &str) -> Answer {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let file = self.root.path().join("input");
+        std::fs::write(&file, input).unwrap();
+        let run = |program: &Path, folder: &Path| {
+            let input = std::fs::File::open(&file).unwrap();
+            Command::new(program)
+                .args(&words[1..])
+                .current_dir(folder)
+                .stdin(input)
+                .output()
+                .unwrap_or_else(|error| panic!("{}: {error}", program.display()))
+        };
+        let theirs = run(Path::new(words[0]), &self.theirs());
+        let ours = run(&self.root.path().join("bin").join(words[0]), &self.ours());
+        assert_eq!(show(&ours), show(&theirs), "ours (left) and QEMU's (right): {input:?}");
+        Answer { status: code(&ours) }
+    }
+
     /// Runs QEMU's program alone.
     pub fn run_theirs(&self, words: &[&str]) -> Output {
         run(Path::new(words[0]), &words[1..], &self.theirs())

@@ -188,6 +188,7 @@ impl Session {
             return Status::Failed;
         }
         let opened = access.check().and_then(|()| self.open_image(&access));
+        let opened = opened.and_then(|opened| refuse_read_only(&access, opened));
         match opened {
             Ok((image, options, overlay)) => {
                 self.tool.warn_if_guarded(&image);
@@ -246,6 +247,16 @@ impl Session {
         }
         true
     }
+}
+
+/// An image whose options make it read-only cannot be opened for writing.
+fn refuse_read_only(access: &Access, opened: Opened) -> Result<Opened, Failure> {
+    let asks_to_write = !access.read_only;
+    if asks_to_write && opened.0.view()?.options().read_only {
+        opened.0.close()?;
+        return Err(Failure::new("Block node is read-only"));
+    }
+    Ok(opened)
 }
 
 /// A value within `key=value,…`.

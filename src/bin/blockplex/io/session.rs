@@ -200,6 +200,11 @@ impl Session {
         self.events.print_during(handle)?.map_err(|_| gone())?
     }
 
+    /// Waits for work of the control plane, and prints what happens meanwhile.
+    pub fn manage<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.events.print_during(work)?
+    }
+
     /// Has requests run the way `choice` says. When no file is open.
     ///
     /// # Errors

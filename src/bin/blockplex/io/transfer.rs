@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use blockplex::drivers::qcow2::Qcow2;
 use blockplex::graph::Limits;
-use blockplex::{Error, ErrorKind, IoVector, Request, Result, block_on};
+use blockplex::{Error, ErrorKind, IoVector, Request, Result};
 
 use super::buffer::{self, UNREAD, WRITTEN};
 use super::command::{Status, usage};
@@ -381,7 +381,6 @@ fn vm_state(session: &Session, offset: u64, vector: IoVector, writes: bool) -> R
             driver.read_vm_state(io, offset, &vector).await
         }
     });
-    let result =
-        block_on(work).map_err(|error| Error::new(ErrorKind::OnLoopThread, error.to_string()))?;
-    result.map(|()| begun.elapsed())
+    session.manage(work)?;
+    Ok(begun.elapsed())
 }
