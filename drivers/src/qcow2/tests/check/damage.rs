@@ -107,6 +107,45 @@ fn damage(volume: &Volume, length: u64, random: &mut Random) {
     }
 }
 
+/// Whatever fails in a repair, or while it looks: the image is no worse for it.
+#[test]
+fn a_repair_that_fails_can_be_made_again() {
+    let scratch = Scratch::new();
+    let path = scratch.create("cluster_size=4k", "2M");
+    scratch.qemu_io(&path, "write -P 0x11 0 100k");
+    scratch.qemu_img(&["snapshot", "-c", "one", &path]);
+    scratch.qemu_io(&path, "write -P 0x22 50k 100k");
+    let base = Volume::from_file(&path);
+    let contents = scratch.contents(&path);
+    let rows: [&[(u64, &[u8])]; 2] = [&[(0x2000, &[0; 40])], &[(0x200a, &[0, 9].repeat(60))]];
+    for (row, changes) in rows.iter().enumerate() {
+        let start = broken(&base, changes);
+        for victim in 0.. {
+            let volume = Volume::new(&start.bytes());
+            let mut count = 0;
+            volume.set_gate(move |_| {
+                count += 1;
+                if count == victim + 1 { Err(libc::ENOSPC) } else { Ok(false) }
+            });
+            let repair = CheckOptions { fix: Fix::All };
+            let result = with_file(&volume, async |file| check(file, repair).await);
+            volume.remove_gate();
+            let what = format!("row {row}, operation {victim}");
+            let done = result.as_ref().is_ok_and(|report| report.exit_code() == 0);
+            if !done {
+                repaired(&scratch, &volume, &what);
+            }
+            let mut rig = Rig::open(&volume, Setup::default()).unwrap();
+            assert!(rig.read(0, contents.len()) == contents, "{what}");
+            rig.close();
+            if done {
+                assert!(victim > 8, "{what}: it did not fail");
+                break;
+            }
+        }
+    }
+}
+
 /// S-7: what is claimed costs nothing, and what is claimed twice is looked at once. Each of these
 /// would take minutes, or gigabytes, otherwise.
 #[test]
