@@ -216,10 +216,6 @@ impl Qcow2 {
     /// Gives all clusters of a range their places in the data file, which must read as zeros there
     /// where nothing was mapped. With a raw data file the whole disk is mapped always.
     pub(super) async fn map_data_file(&self, layers: &Layers, start: u64, end: u64) -> Result<()> {
-        if !self.zeros_are_zeros() {
-            let text = "an encrypted external data file cannot be mapped before it is written";
-            return Err(Error::new(ErrorKind::NotSupported, text));
-        }
         let mut at = self.geometry.align_down(start);
         while at < end {
             let position = self.position(at);
