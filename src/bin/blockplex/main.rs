@@ -25,7 +25,6 @@ mod img;
 mod io;
 mod random;
 mod stress;
-#[expect(dead_code, reason = "some of it is for commands that are not there yet")]
 mod tool;
 mod units;
 
@@ -82,12 +81,26 @@ fn run_tool(mut words: impl Iterator<Item = OsString>) -> Option<ExitCode> {
     };
     // What they print is compared with what QEMU's tools print.
     install_log(LevelFilter::ERROR);
+    end_with_the_reader();
     let words: Option<Vec<String>> = words.map(|word| word.into_string().ok()).collect();
     let Some(words) = words else {
         eprintln!("{name}: an argument is not valid UTF-8");
         return Some(ExitCode::FAILURE);
     };
     Some(run(Tool::new(name), words))
+}
+
+/// Has a broken pipe end the program without a word, as it ends QEMU's tools: nobody reads what they
+/// print any more. (`println!` panics on it, and Rust programs ignore the signal.)
+fn end_with_the_reader() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if text.starts_with("failed printing to stdout") && text.contains("Broken pipe") {
+            std::process::exit(1);
+        }
+        hook(panic);
+    }));
 }
 
 /// What the library has to say from `level` on goes to stderr; `RUST_LOG` asks for more or less.

@@ -44,11 +44,6 @@ impl OptionList {
         self.help
     }
 
-    /// Whether nothing was given.
-    pub fn is_empty(&self) -> bool {
-        self.pairs.is_empty()
-    }
-
     /// The value that counts: the last.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.pairs.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
