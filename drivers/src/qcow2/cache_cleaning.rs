@@ -4,15 +4,26 @@
 //! holds nothing of the image while it sleeps, does no I/O, and takes the caches' own locks for the
 //! time of a pass (Q12): neither a drain nor closing waits for it. What is dirty or in use stays.
 
+use super::open::Qcow2Options;
 use super::refcounts::Refcounts;
 use super::slice_cache::SliceCache;
+use blockplex_graph::{Error, ErrorKind, Result};
 use blockplex_io::event_loop::Local;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// Seconds between two passes, unless an option says otherwise.
-pub(super) const DEFAULT_CLEAN_INTERVAL: u64 = 600;
+const DEFAULT_INTERVAL: u64 = 600;
+
+/// The seconds between two passes that the options ask for.
+pub(super) fn clean_interval(options: &Qcow2Options) -> Result<u64> {
+    let seconds = options.cache_clean_interval.unwrap_or(DEFAULT_INTERVAL);
+    if seconds > u64::from(u32::MAX) {
+        return Err(Error::new(ErrorKind::InvalidArgument, "Cache clean interval too big"));
+    }
+    Ok(seconds)
+}
 
 /// See the page.
 pub(super) struct CacheCleaning {

@@ -7,7 +7,7 @@
 use super::Qcow2;
 use super::bitmap::{self, BitmapInformation, Bitmaps};
 use super::bitmap_directory::BitmapEntry;
-use super::cache_cleaning::{CacheCleaning, DEFAULT_CLEAN_INTERVAL};
+use super::cache_cleaning::{CacheCleaning, clean_interval};
 use super::cache_sizes::{cache_sizes, slice_bits};
 use super::check::{CheckOptions, Fix, check};
 use super::data_file::ExternalData;
@@ -160,6 +160,7 @@ impl Qcow2 {
         let opened = Encryption::open(file, &header, &options.encryption).await?;
         let (encryption, encryption_information) = opened.unzip();
         let geometry = header.geometry();
+        let interval = clean_interval(&options)?;
         let lazy = LazyRefcounts::new(wants_lazy(&options, &header)?);
         let slice_bits = slice_bits(&options, &geometry)?;
         let sizes = cache_sizes(&options, &geometry, header.size, slice_bits)?;
@@ -204,7 +205,6 @@ impl Qcow2 {
         }
         let (slices, refcounts) = (Arc::new(SliceCache::new(sizes.slices)), Arc::new(refcounts));
         let cleaning = CacheCleaning::new(&slices, &refcounts);
-        let interval = options.cache_clean_interval.unwrap_or(DEFAULT_CLEAN_INTERVAL);
         cleaning.prepare(file.local(), interval).begin();
         Ok(Qcow2 {
             geometry,

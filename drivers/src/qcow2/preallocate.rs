@@ -1,7 +1,7 @@
 //! Clusters that are mapped before anything is written to them.
 //!
-//! They come from past the end of what was used of the file, where it reads as zeros, so an entry
-//! may name them as they are. The data of one slice comes in a row.
+//! An entry may name them as they are when they come from past the end of what was used of the
+//! file, where it reads as zeros; others are zeroed first.
 
 use super::Qcow2;
 use super::entry::{Cluster, L2Entry};
@@ -58,7 +58,7 @@ impl Qcow2 {
                 index += 1;
                 continue;
             }
-            let allocated = self.refcounts.allocate_tail(&layers.file, run as u64).await;
+            let allocated = self.refcounts.allocate(&layers.file, run as u64).await;
             let clusters = self.judge(&layers.file, allocated).await?;
             let ended = match self.take_storage(layers, clusters, mode).await {
                 Ok(()) => self.commit_reserved(&slice, index, clusters),
@@ -67,7 +67,7 @@ impl Qcow2 {
             if let Err(error) = ended {
                 return Err(self.abandon(layers, clusters, error).await);
             }
-            index += run;
+            index += clusters.clusters as usize;
         }
         Ok(())
     }
@@ -80,9 +80,9 @@ impl Qcow2 {
     async fn take_storage(&self, layers: &Layers, run: HostRun, mode: Preallocation) -> Result<()> {
         let length = run.clusters << self.geometry.cluster_bits();
         match mode {
-            Preallocation::Off | Preallocation::Metadata => Ok(()),
+            Preallocation::Off | Preallocation::Metadata if run.zeroed => Ok(()),
             // Zeros that keep their storage: the file may have been made longer before, without.
-            Preallocation::Falloc => {
+            Preallocation::Off | Preallocation::Metadata | Preallocation::Falloc => {
                 layers.file.write_zeroes(run.offset, length, RequestFlags::default()).await
             }
             Preallocation::Full => {

@@ -1,7 +1,7 @@
 //! New options of an open image: prepared while it works, changed inside the drained section.
 
 use super::Qcow2;
-use super::cache_cleaning::{DEFAULT_CLEAN_INTERVAL, PreparedCleaning};
+use super::cache_cleaning::{PreparedCleaning, clean_interval};
 use super::cache_sizes::{CacheSizes, cache_sizes, slice_bits};
 use super::discard::DiscardRules;
 use super::encryption;
@@ -51,7 +51,7 @@ impl Qcow2 {
         }
         DiscardRules::check(&options, self.version)?;
         let is_lazy = wants_lazy(&options, &*self.header.lock().await)?;
-        let interval = options.cache_clean_interval.unwrap_or(DEFAULT_CLEAN_INTERVAL);
+        let interval = clean_interval(&options)?;
         let was_lazy = self.lazy.is_wanted();
         let prepared = Box::new(NewOptions {
             slices: self.slices.clone(),

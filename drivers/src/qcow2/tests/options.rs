@@ -177,5 +177,7 @@ fn cleaning_can_be_switched_on_and_off() {
         rig.reopen(interval(seconds)).unwrap();
         rig.write(0, &[1; 512]);
     }
+    let too_long = rig.reopen(interval(1 << 32)).unwrap_err();
+    assert_eq!(too_long.kind(), ErrorKind::InvalidArgument);
     rig.close();
 }

@@ -430,3 +430,25 @@ fn a_disk_that_shrinks_and_grows_beside_writers_loses_nothing() {
         }
     }
 }
+
+/// What was freed is used again, and zeroed first.
+#[test]
+fn clusters_that_are_mapped_ahead_show_nothing_of_what_they_held() {
+    let scratch = Scratch::new();
+    for options in ["", "cluster_size=512"] {
+        let volume = Volume::from_file(&scratch.create(options, "2M"));
+        let mut rig = Rig::writable(&volume);
+        rig.write(0, &vec![7; 2 << 20]);
+        rig.request(Request::discard(0, 1 << 20)).unwrap();
+        rig.flush();
+        rig.flush();
+        let before = volume.length();
+        preallocate(&mut rig, 3 << 20, Preallocation::Metadata).unwrap();
+        assert!(rig.read(2 << 20, 1 << 20).iter().all(|byte| *byte == 0), "{options}");
+        assert!(volume.length() <= before + (64 << 10), "{options}: space is used again");
+        rig.close();
+        let path = saved(&scratch, &volume);
+        scratch.check_clean(&path);
+        assert!(scratch.contents(&path)[2 << 20..].iter().all(|byte| *byte == 0));
+    }
+}
