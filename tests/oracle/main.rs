@@ -11,6 +11,7 @@ mod chain;
 mod change;
 mod copy;
 mod create;
+mod encryption;
 mod info;
 mod io;
 mod io_faults;

@@ -1,4 +1,5 @@
-//! What may differ between two runs: times, rates, dates, and how much the host has allocated.
+//! What may differ between two runs: times, rates, dates, how much the host has allocated, and what
+//! a LUKS header takes from chance and the machine's speed.
 
 /// `text` with what may differ replaced.
 pub fn mask(text: &str) -> String {
@@ -16,6 +17,14 @@ fn mask_line(line: &str) -> String {
         && member.trim_start().starts_with("\"date-")
     {
         return format!("{member}sec\": …");
+    }
+    for name in
+        ["uuid", "iters", "master key iters", "\"uuid\"", "\"iters\"", "\"master-key-iters\""]
+    {
+        let value = line.trim_start().strip_prefix(name).and_then(|rest| rest.strip_prefix(": "));
+        if let Some(value) = value {
+            return format!("{} …", line.strip_suffix(value).unwrap_or(line).trim_end());
+        }
     }
     if line.starts_with("Run completed in ") {
         return "Run completed in …".to_owned();

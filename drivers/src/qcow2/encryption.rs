@@ -260,8 +260,8 @@ impl Qcow2 {
         let luks = self.encryption.as_ref().and_then(|encryption| encryption.luks.as_ref());
         let Some(luks) = luks else {
             let text = match &self.encryption {
-                Some(_) => "Only LUKS encryption options can be amended for qcow2 with amend",
-                None => "No encryption in image header, its key slots cannot be changed",
+                Some(_) => "Only LUKS encryption options can be amended",
+                None => "Can't amend encryption options - encryption not present",
             };
             return Err(Error::new(ErrorKind::NotSupported, text));
         };

@@ -1,6 +1,9 @@
 //! `img amend`: what an image was created with, changed.
 
+mod key_slots;
+
 use blockplex::Request;
+use blockplex::drivers::crypto::luks::SlotChange;
 use blockplex::drivers::qcow2::amend::{AmendOptions, amend};
 use blockplex::drivers::qcow2::entry::Version;
 use blockplex::graph::Child;
@@ -63,7 +66,8 @@ const AMENDABLE: [&str; 8] = [
 
 fn run(tool: &mut Tool, words: Vec<String>) -> Result<u8, Failure> {
     let mut source = Source::default();
-    let (mut quiet, mut show, mut cache) = (false, false, "writeback".to_owned());
+    let (mut quiet, mut show, mut force) = (false, false, false);
+    let mut cache = "writeback".to_owned();
     let (mut options, mut is_given) = (OptionList::default(), false);
     let mut parser = Parser::new(tool.name(), Some("amend"), OPTIONS, words);
     while let Some(option) = parser.next()? {
@@ -73,7 +77,7 @@ fn run(tool: &mut Tool, words: Vec<String>) -> Result<u8, Failure> {
             "progress" => show = true,
             "cache" => cache = option.value,
             // Only the key slots of encrypted images ask for it.
-            "force" => {}
+            "force" => force = true,
             "options" => {
                 is_given = true;
                 options.add(&option.value)?;
@@ -97,15 +101,25 @@ fn run(tool: &mut Tool, words: Vec<String>) -> Result<u8, Failure> {
     let how = ImageOpenOptions { write: true, cache, ..source.open_options(&filename)? };
     let image = tool.open(&how)?;
     let format = image.format()?;
+    let slots = match options.wants_help() {
+        true => Ok(None),
+        false => wishes_of(tool, format, &options),
+    };
+    let (wishes, slots) = match slots {
+        Ok(Some((wishes, slots))) => (Some(wishes), slots),
+        Ok(None) => (None, None),
+        Err(failure) => {
+            image.close()?;
+            return Err(failure);
+        }
+    };
+    let changed = slots.map_or(Ok(()), |slots| key_slots::change(&image, slots, force));
     image.close()?;
-    if options.wants_help() {
-        return print_amendable(format);
+    changed?;
+    let Some(wishes) = wishes else { return print_amendable(format) };
+    if format == "qcow2" {
+        change(tool, &how, &wishes, show && !quiet)?;
     }
-    if format != "qcow2" {
-        return Err(not_amendable(format));
-    }
-    let shown = show && !quiet;
-    change(tool, &how, &Wishes::read(&options)?, shown)?;
     Ok(DONE)
 }
 
@@ -115,28 +129,51 @@ fn not_amendable(format: &str) -> Failure {
 
 fn print_amendable(name: &str) -> Result<u8, Failure> {
     let format = format_named(name)?;
-    if name != "qcow2" {
+    if !matches!(name, "luks" | "qcow2") {
         return Err(not_amendable(name));
     }
     println!("Amend options for '{name}':");
     let mut options: Vec<CreationOption> = format.own_options().to_vec();
-    options.retain(|option| AMENDABLE.contains(&option.name));
+    match name {
+        "luks" => options = key_slots::OF_LUKS.to_vec(),
+        _ => {
+            options.retain(|option| AMENDABLE.contains(&option.name));
+            options.extend(key_slots::OF_QCOW2);
+        }
+    }
     options.sort_by_key(|option| option.name);
     options.iter().for_each(print_option);
     Ok(DONE)
 }
 
+/// What is to change, of the image and of its key slots.
+fn wishes_of(
+    tool: &Tool,
+    name: &str,
+    options: &OptionList,
+) -> Result<Option<(Wishes, Option<SlotChange>)>, Failure> {
+    if !matches!(name, "luks" | "qcow2") {
+        return Err(not_amendable(name));
+    }
+    let wishes = Wishes::read(name, options)?;
+    Ok(Some((wishes, key_slots::wanted(tool, name, options)?)))
+}
+
 /// What is to change.
+#[derive(Default)]
 struct Wishes {
     amend: AmendOptions,
     size: Option<u64>,
 }
 
 impl Wishes {
-    fn read(options: &OptionList) -> Result<Wishes, Failure> {
-        let format = format_named("qcow2")?;
+    fn read(name: &str, options: &OptionList) -> Result<Wishes, Failure> {
+        let format = format_named(name)?;
+        let is_luks = name == "luks";
+        let slots = if is_luks { key_slots::OF_LUKS } else { key_slots::OF_QCOW2 };
         for key in options.keys() {
-            if !AMENDABLE.contains(&key) {
+            let known = AMENDABLE.contains(&key) && !is_luks;
+            if !known && !slots.iter().any(|option| option.name == key) {
                 let for_creation = format.own_options().iter().any(|option| option.name == key);
                 let hint = match for_creation {
                     true => "\nThis option is only supported for image creation",
@@ -144,6 +181,9 @@ impl Wishes {
                 };
                 return Err(Failure::new(format!("Invalid parameter '{key}'{hint}")));
             }
+        }
+        if is_luks {
+            return Ok(Wishes::default());
         }
         let bytes = |key| options.get(key).map(|text: &str| text.as_bytes().to_vec());
         let version = match options.get("compat") {

@@ -100,7 +100,7 @@ fn format_of(tool: &Tool, options: &ImageOpenOptions) -> Result<String, Failure>
         // Opening says what is wrong with that.
         tool.open(options)?.close()?;
     }
-    match tool.open(&ImageOpenOptions { write: false, ..options.clone() }) {
+    match tool.open(&ImageOpenOptions { write: false, metadata_only: true, ..options.clone() }) {
         Ok(image) => {
             let format = image.format()?.to_owned();
             image.close()?;

@@ -1,5 +1,6 @@
 //! `img info`: what an image says of itself.
 
+mod encryption;
 mod node;
 
 use std::collections::BTreeSet;
@@ -82,7 +83,8 @@ fn collect(
             let name = &options.filename;
             return Err(Failure::new(format!("Backing file '{name}' creates an infinite loop.")));
         }
-        let image = tool.open(&ImageOpenOptions { image_alone: true, ..options })?;
+        let image =
+            tool.open(&ImageOpenOptions { image_alone: true, metadata_only: true, ..options })?;
         let info = NodeInfo::of(&image)?;
         image.close()?;
         if let Some(backing) = info.backing.as_ref().filter(|_| chain) {

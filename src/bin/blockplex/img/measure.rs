@@ -1,14 +1,15 @@
 //! `img measure`: how large the file of a new image would be.
 
-use blockplex::drivers::qcow2::Qcow2;
+use blockplex::drivers::crypto::luks::header_bytes;
 use blockplex::drivers::qcow2::entry::Version;
 use blockplex::drivers::qcow2::geometry::Geometry;
 use blockplex::drivers::qcow2::measure::{self, DataBytes, MeasureOptions};
+use blockplex::drivers::qcow2::{CreateEncryption, Qcow2};
 use blockplex::graph::Preallocation;
 
 use super::source::{FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, Source};
 use super::{Command, DONE, print_command_help, wants_json};
-use crate::tool::create::{check_options, format_named, qcow2_options};
+use crate::tool::create::{check_options, encryption, format_named, qcow2_options};
 use crate::tool::getopt::{Opt, Parser, long_with, with};
 use crate::tool::json::Json;
 use crate::tool::open::Image;
@@ -136,19 +137,29 @@ fn measure(tool: &Tool, arguments: &Arguments, image: Option<&Image>) -> Result<
         None => arguments.size.unwrap_or(0),
     };
     let length = length.next_multiple_of(512);
+    if target.name == "luks" {
+        let luks = encryption::of_luks(&arguments.options, &tool.secrets)?;
+        let whole = length + header_bytes(&luks.suite);
+        return Ok(Sizes { required: whole, full: whole, bitmaps: None });
+    }
     if target.name == "raw" {
         return Ok(Sizes { required: length, full: length, bitmaps: None });
     }
-    measure_qcow2(&arguments.options, image, length)
+    measure_qcow2(tool, &arguments.options, image, length)
 }
 
 fn measure_qcow2(
+    tool: &Tool,
     options: &OptionList,
     image: Option<&Image>,
     length: u64,
 ) -> Result<Sizes, Failure> {
     // The size is not among them: it is checked with the rest below.
     let wanted = qcow2_options(options, 0)?;
+    let encryption_header = match encryption::of_qcow2(options, &tool.secrets)? {
+        Some(CreateEncryption::Luks(luks)) => header_bytes(&luks.suite),
+        Some(CreateEncryption::Aes(_)) | None => 0,
+    };
     let cluster_bits = wanted.cluster_size.trailing_zeros();
     let order = wanted.refcount_bits.trailing_zeros();
     let geometry = Geometry::new(cluster_bits, order, wanted.extended_l2)
@@ -162,7 +173,7 @@ fn measure_qcow2(
     let how = MeasureOptions {
         geometry,
         size: length,
-        encryption_header: 0,
+        encryption_header,
         data_is_preallocated: falloc_or_full.contains(&wanted.preallocation),
     };
     let measured = measure::measure(&how, data).map_err(|_| {

@@ -4,6 +4,7 @@
 //! for finding what is no option. What the options mean is checked here in the words of QEMU's
 //! tools, and once more by the library.
 
+use blockplex::drivers::luks;
 use blockplex::drivers::qcow2::entry::Version;
 use blockplex::drivers::qcow2::header::CompressionType;
 use blockplex::drivers::qcow2::{self, CreateOptions};
@@ -70,6 +71,8 @@ impl CreationFormat {
     }
 }
 
+pub mod encryption;
+
 use Kind::{Number, Size, Switch, Text};
 
 const SIZE: CreationOption = option("size", Size, "Virtual disk size");
@@ -82,7 +85,41 @@ const RAW: &[CreationOption] = &[
     option("preallocation", Text, "Preallocation mode (allowed values: off, falloc, full)"),
 ];
 
+const CIPHER: &str = "Name of encryption cipher algorithm";
+const MODE: &str = "Name of encryption cipher mode";
+const IVGEN: &str = "Name of IV generator algorithm";
+const IVGEN_HASH: &str = "Name of IV generator hash algorithm";
+const HASH: &str = "Name of encryption hash algorithm";
+const TIME: &str = "Time to spend in PBKDF in milliseconds";
+
+const LUKS: &[CreationOption] = &[
+    SIZE,
+    option("key-secret", Text, "ID of the secret that provides the keyslot passphrase"),
+    option("cipher-alg", Text, CIPHER),
+    option("cipher-mode", Text, MODE),
+    option("ivgen-alg", Text, IVGEN),
+    option("ivgen-hash-alg", Text, IVGEN_HASH),
+    option("hash-alg", Text, HASH),
+    option("iter-time", Number, TIME),
+    option("detached-header", Switch, "Create a detached LUKS header"),
+    NOCOW,
+    option("preallocation", Text, "Preallocation mode (allowed values: off, falloc, full)"),
+];
+
 const QCOW2: &[CreationOption] = &[
+    option(
+        "encryption",
+        Switch,
+        "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+    ),
+    option("encrypt.format", Text, "Encrypt the image, format choices: 'aes', 'luks'"),
+    option("encrypt.key-secret", Text, "ID of secret providing qcow AES key or LUKS passphrase"),
+    option("encrypt.cipher-alg", Text, CIPHER),
+    option("encrypt.cipher-mode", Text, MODE),
+    option("encrypt.ivgen-alg", Text, IVGEN),
+    option("encrypt.ivgen-hash-alg", Text, IVGEN_HASH),
+    option("encrypt.hash-alg", Text, HASH),
+    option("encrypt.iter-time", Number, TIME),
     option("cluster_size", Size, "qcow2 cluster size").or("65536"),
     option("extended_l2", Switch, "Extended L2 tables").or("off"),
     option(
@@ -106,6 +143,7 @@ const QCOW2: &[CreationOption] = &[
 /// The formats that images can be made in.
 pub const CREATION: &[CreationFormat] = &[
     CreationFormat { name: "raw", options: RAW, own: 1, takes_backing: false },
+    CreationFormat { name: "luks", options: LUKS, own: LUKS.len() - 2, takes_backing: false },
     CreationFormat { name: "qcow2", options: QCOW2, own: QCOW2.len() - 1, takes_backing: true },
 ];
 
@@ -222,7 +260,14 @@ impl Tool {
                 _ => failure,
             });
         }
-        let create = qcow2_options(options, size)?;
+        if format.name == "luks" {
+            let mode = raw_preallocation(options, size)?;
+            let create = encryption::of_luks(options, &self.secrets)?;
+            let work = async move |file: &Child| luks::create(file, &create, size, mode).await;
+            return wait(layer.create_over(path, work));
+        }
+        let mut create = qcow2_options(options, size)?;
+        create.encryption = encryption::of_qcow2(options, &self.secrets)?;
         let Some(name) = options.get("data_file") else {
             return wait(
                 layer.create_over(path, async move |file| qcow2::create(file, &create).await),

@@ -57,6 +57,8 @@ pub struct ImageOpenOptions {
     pub force_share: bool,
     /// Without what the image names as its backing file and, for reading, its data file.
     pub image_alone: bool,
+    /// Encrypted images also without their keys: their data is of no interest.
+    pub metadata_only: bool,
     /// `-t`, `-T`.
     pub cache: CacheMode,
     /// Discards reach the file.
@@ -132,6 +134,9 @@ impl ImageOpenOptions {
             .probe_formats();
         if self.image_alone {
             options = options.image_alone();
+        }
+        if self.metadata_only {
+            options = options.metadata_only();
         }
         let mut preset = |name: &str, value: Value| {
             if options.tree().get(name).is_none() {

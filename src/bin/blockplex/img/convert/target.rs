@@ -47,6 +47,10 @@ impl Target {
             write: true,
             cache,
             unmap: options.sparse != Some(0),
+            options: match format.filter(|_| options.create) {
+                Some(format) => Tool::key_options(format.name, &options.target_options),
+                None => Vec::new(),
+            },
             ..ImageOpenOptions::new(name)
         };
         let image = tool.open(&how)?;
@@ -87,7 +91,9 @@ impl Target {
             }
             bottom.driver().driver_name() == "host_device"
         };
-        let is_new = options.create && options.sparse != Some(0) && !is_device;
+        // What was never written to a LUKS disk reads as noise.
+        let is_noise = self.image.format()? == "luks";
+        let is_new = options.create && options.sparse != Some(0) && !is_device && !is_noise;
         self.reads_as_zeros = !has_backing && (options.target_is_zero || is_new);
         Ok(())
     }
@@ -226,6 +232,11 @@ fn check_creation(options: &Options, format: &CreationFormat) -> Result<(), Fail
     }
     if format.name != "qcow2" {
         return Err(Failure::new("Compression not supported for this file format"));
+    }
+    let given = |key| options.target_options.get(key).is_some();
+    if given("encryption") || given("encrypt.format") {
+        let text = "Compression and encryption not supported at the same time";
+        return Err(Failure::new(text));
     }
     match options.target_options.get("preallocation") {
         None | Some("off") => Ok(()),

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use blockplex::NodeId;
 use blockplex::drivers::file::File;
+use blockplex::drivers::luks::Luks;
 use blockplex::drivers::null::Null;
 use blockplex::drivers::qcow2::entry::Version;
 use blockplex::drivers::qcow2::header::CompressionType;
@@ -12,6 +13,7 @@ use blockplex::drivers::qcow2::{BitmapInformation, ImageInformation, Qcow2, Snap
 use blockplex::graph::NodeView;
 use blockplex::graph::driver::Role;
 
+use super::encryption;
 use crate::img::snapshot_list;
 use crate::tool::json::{Json, shown};
 use crate::tool::names::{beside, of_files};
@@ -87,6 +89,10 @@ impl NodeInfo {
         if let Some(image) = view.driver_as::<Qcow2>() {
             info.add_qcow2(image);
         }
+        if let Some(disk) = view.driver_as::<Luks>() {
+            info.is_encrypted = true;
+            info.specific = Some(encryption::luks(disk.information(), None));
+        }
         Ok(info)
     }
 
@@ -94,6 +100,7 @@ impl NodeInfo {
         let told = image.information();
         self.cluster_size = Some(told.cluster_size);
         self.is_dirty = Some(told.dirty);
+        self.is_encrypted = told.encryption.is_some();
         self.backing = told.backing.as_ref().map(|backing| {
             let name = String::from_utf8_lossy(&backing.name).into_owned();
             Backing {
@@ -232,11 +239,16 @@ fn qcow2_specific(told: &ImageInformation) -> Json {
     if let Some(name) = &told.data_file {
         members.push(("data-file", String::from_utf8_lossy(name).into_owned().into()));
     }
+    let encrypt = told.encryption.as_ref();
+    let encrypt = encrypt.map(|told| ("encrypt", encryption::of_qcow2(told)));
     if is_v3 {
         members
             .extend(told.data_file.is_some().then(|| ("data-file-raw", told.data_file_raw.into())));
+        members.extend(encrypt);
         members.push(("corrupt", told.corrupt.into()));
         members.push(("extended-l2", told.extended_l2.into()));
+    } else {
+        members.extend(encrypt);
     }
     Json::Object(members)
 }
