@@ -180,8 +180,9 @@ fn extents_lengths_and_information_are_the_same() {
         map
         truncate -m falloc 3M
         length
+        truncate -m full 1M
     ";
-    assert_eq!(io(&pair, "-f raw r", commands), 0);
+    assert_eq!(io(&pair, "-f raw r", commands), 1);
     let commands = "
         alloc 0 1M
         map
@@ -191,6 +192,7 @@ fn extents_lengths_and_information_are_the_same() {
         map
         info
         truncate 2M
+        truncate -m full 1M
         length
         write 1536k 1k
         map
@@ -203,6 +205,10 @@ fn extents_lengths_and_information_are_the_same() {
     ";
     assert_eq!(io(&pair, "-f qcow2 q", commands), 1);
     pair.same_image("q", "qcow2");
+    pair.run("qemu-img bitmap --add q b");
+    pair.run("qemu-img create -f qcow2 -o compat=0.10 old 1M");
+    assert_eq!(io(&pair, "-r -f qcow2 q", "info"), 0);
+    assert_eq!(io(&pair, "-f qcow2 old", "info"), 0);
 }
 
 #[test]

@@ -13,7 +13,7 @@ mod convert;
 mod create;
 mod dd;
 mod disk;
-mod info;
+pub mod info;
 mod lanes;
 mod map;
 mod measure;

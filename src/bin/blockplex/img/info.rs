@@ -9,7 +9,7 @@ use super::source::{FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, Source};
 use super::{Command, DONE, one_file, print_command_help, wants_json};
 use crate::tool::getopt::{Opt, Parser, long_with, opt};
 use crate::tool::json::Json;
-use crate::tool::open::ImageOpenOptions;
+use crate::tool::open::{Image, ImageOpenOptions};
 use crate::tool::{Failure, Tool};
 use node::NodeInfo;
 
@@ -29,6 +29,15 @@ Usage: {tool} info [-f FMT | --image-opts] [-b] [-U] [--output human|json] FILE
       --output human|json    how to print it
       --object OBJECT        define a secret
 ";
+
+/// What only an image's format has, for people; empty where it has nothing.
+///
+/// # Errors
+///
+/// A file of it cannot be looked at.
+pub fn specific(image: &Image) -> Result<String, Failure> {
+    NodeInfo::of(image).map(|told| told.specific(1))
+}
 
 const OPTIONS: &[Opt] = &[
     HELP,

@@ -1,8 +1,6 @@
 //! `discard`, `alloc`, `map`, `truncate`, `length`, `flush`, `info`.
 
 use blockplex::drivers::qcow2::Qcow2;
-use blockplex::drivers::qcow2::entry::Version;
-use blockplex::drivers::qcow2::header::CompressionType;
 use blockplex::graph::{Limits, Preallocation};
 use blockplex::{Backend, BlockStatus, Error, ErrorKind, Outcome, Request, Result};
 
@@ -11,6 +9,7 @@ use super::command::{Status, usage};
 use super::report::{Transferred, say, size};
 use super::session::{Session, Timed};
 use super::transfer::{Flags, failed, print_report};
+use crate::img;
 use crate::tool::getopt::{Opt, Parser, short, short_with};
 use crate::tool::message::{describe, strerror};
 
@@ -194,27 +193,17 @@ pub fn info(session: &mut Session, _words: &[String]) -> Status {
         qcow2.map_or((0, 0), |driver| (driver.information().cluster_size, driver.vm_state_start()));
     say(format!("cluster size: {}", size(cluster as f64)));
     say(format!("vm state offset: {}", size(vm_state as f64)));
-    let Some(driver) = qcow2 else { return Status::Done };
-    let information = driver.information();
-    let compat = if information.version < Version::V3 { "0.10" } else { "1.1" };
-    let compression = match information.compression_type {
-        CompressionType::Deflate => "zlib",
-        CompressionType::Zstd => "zstd",
-    };
-    say("Format specific information:");
-    say(format!("    compat: {compat}"));
-    say(format!("    compression type: {compression}"));
-    if information.version >= Version::V3 {
-        say(format!("    lazy refcounts: {}", information.lazy_refcounts));
-    }
-    say(format!("    refcount bits: {}", information.refcount_bits));
-    if information.version >= Version::V3 {
-        say(format!("    corrupt: {}", information.corrupt));
-        if let Some(name) = &information.data_file {
-            say(format!("    data file: {}", String::from_utf8_lossy(name)));
-            say(format!("    data file raw: {}", information.data_file_raw));
+    let Some(file) = &session.file else { return Status::Failed };
+    match img::info::specific(&file.image) {
+        Ok(text) if text.is_empty() => Status::Done,
+        Ok(text) => {
+            say("Format specific information:");
+            say(text.trim_end_matches('\n'));
+            Status::Done
         }
-        say(format!("    extended l2: {}", information.extended_l2));
+        Err(failure) => {
+            failure.print(&session.tool, None);
+            Status::Failed
+        }
     }
-    Status::Done
 }

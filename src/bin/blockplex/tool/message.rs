@@ -32,6 +32,15 @@ pub fn describe(error: &Error) -> String {
             break;
         }
     }
+    match text.as_str() {
+        "preallocation cannot be used for shrinking a file" => {
+            text = "Cannot use preallocation for shrinking files".to_owned();
+        }
+        "preallocation cannot be used for shrinking an image" => {
+            text = "Preallocation can't be used for shrinking an image".to_owned();
+        }
+        _ => {}
+    }
     if text.ends_with("this is not a qcow2 image") {
         text = "Image is not in qcow2 format".to_owned();
     }

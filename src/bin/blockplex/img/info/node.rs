@@ -49,6 +49,11 @@ pub struct NodeInfo {
 }
 
 impl NodeInfo {
+    /// What only its format has, for people, `level` deep.
+    pub fn specific(&self, level: usize) -> String {
+        self.specific.as_ref().map_or_else(String::new, |specific| specific.for_people(level))
+    }
+
     /// Looks at an open image.
     ///
     /// # Errors
@@ -183,8 +188,8 @@ impl NodeInfo {
         }
         let indent = "    ".repeat(level);
         let mut text: String = lines.iter().map(|line| format!("{indent}{line}\n")).collect();
-        let specific = self.specific.as_ref().map(|specific| specific.for_people(level + 1));
-        if let Some(specific) = specific.filter(|specific| !specific.is_empty()) {
+        let specific = self.specific(level + 1);
+        if !specific.is_empty() {
             text.push_str(&format!("{indent}Format specific information:\n{specific}"));
         }
         for (name, child) in &self.children {
