@@ -108,7 +108,7 @@ fn plan(wanted: Fix, report: &mut CheckReport) -> Fix {
         report.note("Nothing is repaired: what some of the damaged entries meant is not known");
         return Fix::None;
     }
-    if wanted == Fix::Leaks && report.needs_rebuild {
+    if wanted == Fix::Leaks && report.leaks_need_rebuild {
         report.note("ERROR need to rebuild refcount structures");
         let text = "the refcount structure must be rebuilt, which fixing leaks does not do";
         report.failure = Some(Error::new(ErrorKind::Io, text));

@@ -60,6 +60,17 @@ pub(in crate::qcow2) enum Weight {
 }
 
 impl Finding {
+    /// Whether leaks can be repaired all the same, though this needs a new refcount structure: no
+    /// block that is there is wrong.
+    fn is_apart_from_leaks(&self) -> bool {
+        matches!(
+            self,
+            Finding::BlockOutside(_)
+                | Finding::SnapshotExtra { .. }
+                | Finding::SnapshotIncomplete(_)
+        )
+    }
+
     pub(in crate::qcow2) fn weight(&self) -> Weight {
         match self {
             Finding::Cluster { refcount, reference, .. } if refcount > reference => Weight::Leak,
@@ -304,6 +315,8 @@ pub struct CheckReport {
     pub failure: Option<Error>,
     /// Some damage needs a new refcount structure.
     pub(super) needs_rebuild: bool,
+    /// And before that, no leak can be repaired.
+    pub(super) leaks_need_rebuild: bool,
     /// Some damage cannot be repaired.
     pub(super) is_beyond_repair: bool,
 }
@@ -337,6 +350,7 @@ impl CheckReport {
             Weight::Rebuild => {
                 self.corruptions += 1;
                 self.needs_rebuild = true;
+                self.leaks_need_rebuild |= !finding.is_apart_from_leaks();
             }
             Weight::Final => {
                 self.corruptions += 1;

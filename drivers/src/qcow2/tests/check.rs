@@ -204,6 +204,12 @@ fn a_refcount_structure_that_cannot_be_is_made_anew() {
         repaired(&scratch, &volume, what);
         assert!(Rig::writable(&volume).read(0, 65536) == vec![0x11; 65536], "{what}");
     }
+    // A block that is nowhere, and counts nothing that is used, is in no leak's way.
+    let nowhere = 0x1_0000_0000_u64.to_be_bytes();
+    let volume = broken(&base, &[(0x10008, &nowhere), (0x2000a, &[0, 2])]);
+    let report = checked(&volume, Fix::Leaks);
+    assert_eq!((report.leaks_fixed, report.corruptions, report.exit_code()), (1, 1, 2));
+    repaired(&scratch, &volume, "a block that is nowhere");
     // T18: one block for all.
     let volume = broken(&base, &[]);
     for index in 0..8192 {
