@@ -11,6 +11,7 @@ mod drain_order;
 mod faults;
 mod graph_change;
 mod image_lock;
+mod internal_snapshot;
 mod limits;
 mod locality;
 mod permission;
