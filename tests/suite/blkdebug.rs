@@ -1,7 +1,7 @@
 //! `blkdebug`: what fails, waits and is cut, as seen from above it; and where qcow2 announces.
 
 use blockplex::drivers::blkdebug::{Blkdebug, Notice};
-use blockplex::drivers::qcow2::CreateOptions;
+use blockplex::drivers::qcow2::{CreateOptions, Qcow2};
 use blockplex::{Backend, Blockplex, Error, OpenOptions, block_on};
 use blockplex_graph::{BlockStatus, DebugEvent, NodeView, Request, Result};
 use blockplex_tests::patience;
@@ -274,6 +274,39 @@ fn rules_hit_the_steps_of_qcow2_that_they_name() {
         plain.blocking().read(0, &mut bytes).unwrap();
         assert_eq!(bytes, [1; 50], "{event}");
         close(&plain).unwrap();
+    }
+}
+
+#[test]
+fn management_work_on_qcow2_is_announced_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let layer = Blockplex::new().unwrap();
+    for (event, kind) in [
+        ("vmstate_save", "write"),
+        ("vmstate_load", "read"),
+        ("empty_image_prepare", "write"),
+        ("l1_shrink_write_table", "write"),
+        ("l1_shrink_free_l2_clusters", "write"),
+    ] {
+        let rule = format!(
+            ",file.inject-error.0.event={event},file.inject-error.0.iotype={kind},\
+             file.inject-error.0.errno=28,file.inject-error.0.once=on"
+        );
+        let disk = qcow2(&layer, &folder.path().join(event), &rule);
+        let node = disk.root().unwrap();
+        let vector = blockplex_io::buffer::IoVector::zeroed(512);
+        let saved = vector.clone();
+        let save = layer
+            .manage(node, async move |image: &Qcow2, io| image.write_vm_state(io, 0, &saved).await);
+        let mut result = block_on(save).unwrap();
+        let load = layer
+            .manage(node, async move |image: &Qcow2, io| image.read_vm_state(io, 0, &vector).await);
+        result = result.and(block_on(load).unwrap());
+        result = result.and(disk.blocking().truncate(SIZE / 2));
+        let empty = layer.manage(node, async move |image: &Qcow2, io| image.make_empty(io).await);
+        result = result.and(block_on(empty).unwrap());
+        assert_eq!(errno(result), 28, "{event}");
+        close(&disk).unwrap_or_else(|error| panic!("{event}: {error}"));
     }
 }
 
