@@ -85,8 +85,8 @@ pub struct ImageLayout {
     /// The bytes of the file that must read as zeros: the L1 table. In a file that was just
     /// created they do, once it has its length.
     pub zeros: Range<u64>,
-    /// The bytes that the file must have. Whole clusters, unlike the peer's, which end with the
-    /// last L1 entry: a direct read of the table then never meets a torn sector.
+    /// The bytes that the file must have: like the peer's, it ends with the last L1 entry, or with
+    /// the cluster of a key header behind that.
     pub file_length: u64,
 }
 
@@ -116,13 +116,13 @@ impl ImageLayout {
         let header = header(options, &geometry, sizes);
         let mut writes = vec![(0, header.to_bytes()?)];
         writes.extend(refcount_structures(&geometry, sizes));
-        let file_length = sizes.total() * geometry.cluster_size();
-        Ok(ImageLayout {
-            header,
-            writes,
-            zeros: file_length - sizes.zeros() * geometry.cluster_size()..file_length,
-            file_length,
-        })
+        let whole = sizes.total() * geometry.cluster_size();
+        let zeros = whole - sizes.zeros() * geometry.cluster_size();
+        let file_length = match sizes.encryption_header {
+            0 => zeros + u64::from(header.l1_size) * TABLE_ENTRY_BYTES,
+            _ => whole,
+        };
+        Ok(ImageLayout { header, writes, zeros: zeros..file_length, file_length })
     }
 }
 
