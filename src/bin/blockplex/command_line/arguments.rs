@@ -9,9 +9,15 @@ use clap::{Args, Parser};
 use super::access::Access;
 use super::{OutputFormat, value};
 
+/// What clap does not know of.
+const IMAGE_TOOLS: &str = "\
+Image tools:
+  img     Disk images made, examined, changed, as with qemu-img; see `blockplex img --help`
+  io      Requests by hand, as with qemu-io; see `blockplex io --help`";
+
 /// A block layer with one queue for each iothread: measure it, try to break it
 #[derive(Debug, Parser)]
-#[command(name = "blockplex", version, arg_required_else_help = true)]
+#[command(name = "blockplex", version, arg_required_else_help = true, after_help = IMAGE_TOOLS)]
 pub(super) struct Arguments {
     #[command(subcommand)]
     pub(super) subcommand: Subcommand,

@@ -3,6 +3,8 @@
 //! The library says more (which node, which range, which errno); what the tools would not say is
 //! cut off here, and a few sentences are exchanged.
 
+mod header;
+
 use blockplex::Error;
 
 /// The text of an errno, as C's `strerror` gives it.
@@ -43,6 +45,9 @@ pub fn describe(error: &Error) -> String {
     }
     if text.ends_with("this is not a qcow2 image") {
         text = "Image is not in qcow2 format".to_owned();
+    }
+    if let Some(sentence) = header::sentence(&text) {
+        text = sentence;
     }
     if text.contains("mark the image as corrupt (bit 1)") {
         text = "qcow2: Image is corrupt; cannot be opened read/write".to_owned();
