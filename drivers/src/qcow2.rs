@@ -203,9 +203,9 @@ pub struct Qcow2 {
     shown: Option<SnapshotSelector>,
     integrity: Integrity,
     /// Decompressors at rest.
-    decompressors: Mutex<Vec<Decompressor>>,
+    decompressors: Arc<Mutex<Vec<Decompressor>>>,
     /// Compressors at rest.
-    compressors: Mutex<Vec<Compressor>>,
+    compressors: Arc<Mutex<Vec<Compressor>>>,
 }
 
 impl std::fmt::Debug for Qcow2 {

@@ -94,11 +94,13 @@ impl Qcow2 {
 
     /// The data of one cluster, compressed on another thread; none when that saves nothing.
     async fn compress(&self, layers: &Layers, data: IoVector) -> Result<Option<Vec<u8>>> {
-        let compressor = self.compressors.lock().pop();
+        let spare = self.compressors.clone();
         let kind = self.information.compression_type;
         let cluster_size = self.geometry.cluster_size() as usize;
         let work = move || {
-            let mut compressor = match compressor {
+            // Taken here, not when the work is queued: there are as many as threads that work.
+            let resting = spare.lock().pop();
+            let mut compressor = match resting {
                 Some(compressor) => compressor,
                 None => Compressor::new(kind)?,
             };
@@ -106,19 +108,14 @@ impl Qcow2 {
             let mut cluster = data.to_vec();
             cluster.resize(cluster_size, 0);
             let compressed = compressor.compress(&cluster);
-            Ok::<_, CodecError>((compressor, compressed))
+            let mut spare = spare.lock();
+            if spare.len() < SPARE_COMPRESSORS {
+                spare.push(compressor);
+            }
+            Ok::<_, CodecError>(compressed)
         };
-        let (compressor, compressed) = layers
-            .file
-            .local()
-            .blocking(work)
-            .await
-            .map_err(|error| Error::new(ErrorKind::LimitExceeded, error.to_string()))?;
-        let mut spare = self.compressors.lock();
-        if spare.len() < SPARE_COMPRESSORS {
-            spare.push(compressor);
-        }
-        Ok(compressed)
+        let compressed = layers.file.local().blocking(work).await;
+        compressed.map_err(|error| Error::new(ErrorKind::LimitExceeded, error.to_string()))
     }
 
     /// Writes the compressed bytes of the cluster at guest offset `at`.

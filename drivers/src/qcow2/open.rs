@@ -245,8 +245,8 @@ impl Qcow2 {
             bitmaps: Bitmaps::new(bitmaps),
             header: CoMutex::new(header),
             integrity: Integrity::default(),
-            decompressors: Mutex::new(Vec::new()),
-            compressors: Mutex::new(Vec::new()),
+            decompressors: Arc::default(),
+            compressors: Arc::default(),
         })
     }
 

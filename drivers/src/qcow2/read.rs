@@ -2,7 +2,7 @@
 //! that a copy-on-write needs.
 
 use super::Qcow2;
-use super::codec::Decompressor;
+use super::codec::{CodecError, Decompressor};
 use super::join::join_all;
 use super::layers::Layers;
 use super::lookup::{Extent, Place};
@@ -127,27 +127,28 @@ impl Qcow2 {
         let compressed = IoVector::zeroed(stored);
         layers.file.announce(DebugEvent::ReadCompressed).await;
         layers.file.read(host, compressed.clone()).await?;
-        let decompressor = self.decompressors.lock().pop();
+        let spare = self.decompressors.clone();
         let (kind, bits) = (self.information.compression_type, self.geometry.cluster_bits());
         let work = move || {
-            let mut decompressor = match decompressor {
+            // Taken here, not when the work is queued: there are as many as threads that work.
+            let resting = spare.lock().pop();
+            let mut decompressor = match resting {
                 Some(decompressor) => decompressor,
                 None => Decompressor::new(kind, bits)?,
             };
             let mut cluster = vec![0; 1 << bits];
             let result = decompressor.decompress(&compressed.to_vec(), &mut cluster);
-            result.map(|()| (decompressor, cluster))
+            result?;
+            let mut spare = spare.lock();
+            if spare.len() < SPARE_DECOMPRESSORS {
+                spare.push(decompressor);
+            }
+            Ok::<_, CodecError>(cluster)
         };
-        let (decompressor, cluster) =
-            layers.file.local().blocking(work).await.map_err(|error| {
-                let text = format!("guest offset {at:#x}: {error}");
-                Error::new(ErrorKind::Corrupt, text).caused_by(error)
-            })?;
-        let mut spare = self.decompressors.lock();
-        if spare.len() < SPARE_DECOMPRESSORS {
-            spare.push(decompressor);
-        }
-        drop(spare);
+        let cluster = layers.file.local().blocking(work).await.map_err(|error| {
+            let text = format!("guest offset {at:#x}: {error}");
+            Error::new(ErrorKind::Corrupt, text).caused_by(error)
+        })?;
         let start = self.geometry.in_cluster(at) as usize;
         let wanted = cluster.get(start..start + vector.len());
         vector.copy_from_slice(0, wanted.unwrap_or_default());

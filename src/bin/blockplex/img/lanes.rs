@@ -25,7 +25,10 @@ where
     let processors = available_parallelism().map_or(1, NonZero::get);
     let threads = (0..processors.min(count).max(1))
         .map(|index| {
-            let config = LoopConfig { name: format!("lane{index}"), ..LoopConfig::default() };
+            // Threads for blocking work do little but compress and decompress.
+            let threads_max = processors.clamp(4, 16);
+            let name = format!("lane{index}");
+            let config = LoopConfig { name, threads_max, ..LoopConfig::default() };
             IoThread::spawn(config)
         })
         .collect::<Result<Vec<_>, _>>()
