@@ -100,6 +100,22 @@ fn a_snapshot_is_copied_as_it_was() {
 }
 
 #[test]
+fn bitmaps_are_copied_with_their_image() {
+    let pair = images();
+    pair.given("qemu-img bitmap --add a first");
+    pair.given("qemu-img bitmap --add -g 128k a second");
+    pair.given_words(&["qemu-io", "-f", "qcow2", "-c", "write 1M 1M", "a"].map(str::to_owned));
+    pair.given("qemu-img bitmap --disable a second");
+    pair.run("qemu-img convert --bitmaps -O qcow2 a copy");
+    pair.same_image("copy", "qcow2");
+    pair.run("qemu-img bitmap --merge second copy first");
+    for words in ["a a copy", "-f raw raw copy", "-o compat=0.10 a copy"] {
+        let answer = pair.run(&format!("qemu-img convert --bitmaps -O qcow2 {words}"));
+        assert_eq!(answer.status, 1, "{words}");
+    }
+}
+
+#[test]
 fn copies_that_make_no_sense_are_refused_in_the_same_words() {
     let pair = images();
     for words in [

@@ -5,10 +5,12 @@
 //! | here | the command: what is asked for, and whether it makes sense |
 //! | `sources` | the images to copy |
 //! | `target` | the image to write: made, opened, looked at |
+//! | `bitmaps` | the bitmaps of the source, copied |
 //! | `copy` | the copy itself, in lanes |
 //! | `walk` | what comes next, by block status |
 //! | `offload` | copies that the file system makes |
 
+mod bitmaps;
 mod copy;
 mod offload;
 mod sources;
@@ -62,6 +64,8 @@ Usage: {tool} convert [-f FMT | --image-opts] [-T CACHE] [-l SNAPSHOT] [-U] [-p]
   -W, --oob-writes             write in any order
   -C, --copy-range-offloading  let the file system copy where it can
   -r, --rate RATE              bytes a second at most
+      --bitmaps                copy the persistent bitmaps, too
+      --skip-broken-bitmaps    but for those that cannot be relied on
       --salvage                take what cannot be read for zeros
       --object OBJECT          define a secret
   -p, --progress               show how far it has come
@@ -303,6 +307,12 @@ fn convert_from(
     target: &str,
     progress: &Arc<Progress>,
 ) -> Result<(), Failure> {
+    if options.bitmaps {
+        let [source] = sources.images() else {
+            return Err(Failure::new("Copying bitmaps only possible with single source"));
+        };
+        bitmaps::check_source(tool, source, options.skip_broken_bitmaps)?;
+    }
     let mut target = Target::prepare(tool, &mut options, sources, target)?;
     let result = copy_into(tool, &options, sources, &mut target, progress);
     let closed = target.close();
@@ -337,6 +347,9 @@ fn copy_into(
         let _ = whole.set(data);
     }
     copy.run().map_err(|error| Failure::new(error.to_string()))?;
+    if let (true, [source]) = (options.bitmaps, sources.images()) {
+        bitmaps::copy(tool, source, target.image())?;
+    }
     progress.set(100.0);
     Ok(())
 }

@@ -91,9 +91,9 @@ impl Sources {
         Ok(())
     }
 
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.images.len()
+    /// The images.
+    pub fn images(&self) -> &[Image] {
+        &self.images
     }
 
     /// The node of the only one; none when there are several.

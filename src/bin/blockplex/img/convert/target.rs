@@ -6,9 +6,9 @@ use blockplex::drivers::qcow2::Qcow2;
 use blockplex::graph::{NodeView, Role};
 use blockplex::{ErrorKind, Limits, Request};
 
-use super::Options;
 use super::copy::TargetBacking;
 use super::sources::Sources;
+use super::{Options, bitmaps};
 use crate::img::disk::{Disk, SECTOR};
 use crate::tool::create::{CreationFormat, check_options, format_named};
 use crate::tool::open::{CacheMode, Image, ImageOpenOptions, is_driver};
@@ -71,12 +71,7 @@ impl Target {
             return Err(Failure::new("Compression not supported for this file format"));
         }
         if options.bitmaps {
-            let format = self.image.format()?;
-            let problem = match format {
-                "qcow2" => "--bitmaps is not supported".to_owned(),
-                _ => format!("Format driver '{format}' does not support bitmaps"),
-            };
-            return Err(Failure::new(problem));
+            bitmaps::check_target(&self.image)?;
         }
         if has_backing {
             let below = view.edge_in_role(Role::Backing).and_then(|edge| view.child(edge));
@@ -130,6 +125,11 @@ impl Target {
         }
         self.reads_as_zeros = true;
         Ok(())
+    }
+
+    /// The image.
+    pub fn image(&self) -> &Image {
+        &self.image
     }
 
     /// Its node.
@@ -208,7 +208,7 @@ fn set_backing(
     if options.target_options.get("backing_file").is_none() {
         return Ok(false);
     }
-    if sources.count() > 1 {
+    if sources.images().len() > 1 {
         return Err(Failure::new(
             "Having a backing file for the target makes no sense when concatenating multiple \
              input images",
