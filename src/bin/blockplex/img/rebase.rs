@@ -219,9 +219,8 @@ fn merge_from(
     let overlay = Disk::new(image.backend.clone())?;
     let (line, whole) = (progress.clone(), overlay.length());
     let moved = Box::new(move |bytes| line.add(bytes, whole));
-    // Without a backing file, a driver stores no zeros where it stores nothing yet.
-    let has_backing = view.edge_in_role(Role::Backing).is_some();
-    let zero_clusters = has_backing && information.version >= Version::V3;
+    // In version 2, a driver stores no zeros where it stores nothing yet and nothing is below.
+    let zero_clusters = information.version >= Version::V3;
     let merge = Merge {
         overlay,
         new,
