@@ -15,6 +15,7 @@ mod internal_snapshot;
 mod limits;
 mod locality;
 mod permission;
+mod probing;
 mod qcow2_discard;
 mod request;
 mod snapshot;
