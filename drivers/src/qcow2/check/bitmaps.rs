@@ -56,6 +56,9 @@ pub(super) async fn collect_tables(
         if table == 0 || !image.geometry.is_aligned(table) {
             let text = format!("bitmap {}: no table can be at {table:#x}", escaped(name));
             report.found(Finding::Bitmaps(text));
+        } else if table.checked_add(entries * 8).is_none_or(|end| end > image.length) {
+            let text = format!("bitmap {}: its table ends past the file", escaped(name));
+            report.found(Finding::Bitmaps(text));
         } else if references.claim(image, report, "bitmap table", table, entries * 8) {
             references.bitmap_tables.push((table, entries));
         }
@@ -89,6 +92,9 @@ fn fault_of(entry: &[u8], name: &[u8]) -> Option<&'static str> {
     }
     if kind != Some(DIRTY) {
         return Some("is of an unknown type");
+    }
+    if be32(entry, 20) != Some(0) {
+        return Some("has extra data, which is not supported");
     }
     if !GRANULARITY.contains(&granularity) {
         return Some("has an impossible granularity");
