@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use blockplex::drivers::null::Null;
 use blockplex::graph::NodeView;
 use blockplex::graph::driver::Role;
 use blockplex::{Backend, BlockStatus, NodeId};
@@ -182,6 +183,10 @@ impl Map<'_> {
         if status.depth > 0 && status.backed {
             entry.present = self.is_present(&status, start, entry.length)?;
         }
+        if entry.data && self.is_null() {
+            // What keeps nothing has nothing to show, as in QEMU.
+            return Ok(Entry { start, length: entry.length, ..Entry::default() });
+        }
         let node = self.layers.get(status.depth as usize).map(|(node, _)| *node);
         entry.file = node.and_then(|node| self.file_of(node)).filter(|_| entry.offset.is_some());
         Ok(entry)
@@ -213,6 +218,18 @@ impl Map<'_> {
             None => backend.insert(wait(self.image.layer().open_backend("map", *node, true))?),
         };
         Ok(backend.blocking().block_status(start, length)?.allocated)
+    }
+
+    /// Whether the image is no more than a null device.
+    fn is_null(&self) -> bool {
+        let mut next = self.image.view().ok();
+        while let Some(view) = next {
+            if view.driver_as::<Null>().is_some() {
+                return true;
+            }
+            next = data_child(&view).filter(|_| view.driver().driver_name() == "raw");
+        }
+        false
     }
 
     /// The name of the file that holds a node's data.
