@@ -1,8 +1,8 @@
 //! Block status against the peer's map of the same image: every extent, with where it is, how deep,
 //! and why it reads as zeros.
 
-use crate::faults::image::{Sandbox, qemu_img, qemu_io, succeed, text};
 use blockplex::{Blockplex, OpenGate, OpenOptions, block_on};
+use blockplex_tests::image::{Sandbox, qemu_img, qemu_io, succeed, text};
 use serde_json::Value;
 use std::path::Path;
 

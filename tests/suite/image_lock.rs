@@ -154,7 +154,7 @@ fn qemus_tools_are_kept_out_by_our_locks_and_let_in_after_the_close() {
 /// external data file shows the same.
 #[test]
 fn an_external_data_file_is_locked_like_the_file_of_its_image() {
-    let sandbox = crate::faults::image::Sandbox::new();
+    let sandbox = blockplex_tests::image::Sandbox::new();
     let (image, data) = (sandbox.at("image"), sandbox.at("data"));
     sandbox.create(&image, &format!("data_file={}", data.display()), "1M");
     let bench = Bench::new();

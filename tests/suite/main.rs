@@ -8,7 +8,6 @@ mod discard_zero;
 mod drain;
 mod drain_change;
 mod drain_order;
-mod faults;
 mod graph_change;
 mod image_lock;
 mod internal_snapshot;

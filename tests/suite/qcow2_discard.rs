@@ -1,7 +1,7 @@
 //! What discards and zeros leave in a qcow2 image under each rule, next to what the peer leaves.
 
-use crate::faults::image::{self, Check, Sandbox, qemu_img, succeed, text};
 use blockplex::{Backend, Blockplex, OpenOptions, Request, block_on};
+use blockplex_tests::image::{self, Check, Sandbox, qemu_img, succeed, text};
 use serde_json::Value;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

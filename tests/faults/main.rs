@@ -2,15 +2,16 @@
 //!
 //! The rows of the catalogue of malformed images have ids (H04b, B07n, T18 …); assertions name
 //! them. Images are made and judged by the peer (`qemu-img`, `qemu-io`), damaged by [`image`]'s
-//! patches, and opened as a user of the library opens them: by [`rows`], which runs the whole
-//! oracle for each row:
+//! patches, and opened as a user of the library opens them, by [`rows`], which runs the whole
+//! oracle for each row; then given to our tools, by [`tools`]:
 //!
 //! F1. No panic, no hang; a refused open leaves no node behind.
 //! F2. Read-only, the file does not change. A refused open does not change it either.
 //! F3. What an image makes the library say holds no control characters.
 //! F4. After a read-write run that was to succeed, the peer finds no more wrong than before.
 //!
-//! F5 and F6, on check and repair, are at the head of [`offline`].
+//! F5 and F6, on check and repair, are at the head of [`offline`]; F7 to F9, on the tools, of
+//! [`tools`].
 //!
 //! | file | what |
 //! |---|---|
@@ -25,11 +26,12 @@
 //! | [`mutation`] | images with random damage |
 //! | [`interop`] | random operations on images of every shape, against a model and the peer |
 
+use blockplex_tests::image;
+
 mod bitmap;
 mod extension;
 mod failing;
 mod header;
-pub mod image;
 mod interop;
 mod mutation;
 mod name;
@@ -40,3 +42,4 @@ mod rows;
 mod snapshot;
 mod sweep;
 mod table;
+mod tools;

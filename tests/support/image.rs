@@ -106,17 +106,27 @@ pub fn made(options: &str, size: &str, commands: &[&str]) -> Vec<u8> {
 }
 
 /// A directory of its own, gone at the end.
+#[derive(Debug)]
 pub struct Sandbox(tempfile::TempDir);
 
+impl Default for Sandbox {
+    fn default() -> Sandbox {
+        Sandbox::new()
+    }
+}
+
 impl Sandbox {
+    /// An empty one.
     pub fn new() -> Sandbox {
         Sandbox(tempfile::tempdir().expect("a directory for temporary files"))
     }
 
+    /// Where it is.
     pub fn path(&self) -> &Path {
         self.0.path()
     }
 
+    /// Where a file of that name is.
     pub fn at(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
@@ -182,12 +192,16 @@ pub fn qemu_io(path: &Path, commands: &[&str]) {
 /// What the peer's check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Check {
+    /// What is wrong.
     pub corruptions: u64,
+    /// What could not be checked.
     pub errors: u64,
+    /// Clusters that nobody uses.
     pub leaks: u64,
 }
 
 impl Check {
+    /// Nothing at all.
     pub const CLEAN: Check = Check { corruptions: 0, errors: 0, leaks: 0 };
 
     /// Nothing wrong but clusters that nobody uses.

@@ -1,0 +1,145 @@
+//! Our image tools on malformed images, each command a process of its own.
+//!
+//! F7. It ends by itself and says so in its status: no panic, no signal, no hang, within a budget
+//!     of memory. What it prints holds no control characters of the image's.
+//! F8. What only looks changes nothing; nor does what is refused, nor a repair that fails.
+//! F9. `check` does not call clean what the driver finds corrupt or refuses; `check -r all` ends
+//!     clean, and the second one has nothing to do.
+
+use super::image::{Sandbox, text};
+use super::rows::Expected;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// After so many seconds a command hangs.
+const LIMIT: &str = "30";
+/// What it may allocate: `RLIMIT_DATA`, with the stacks of its threads in it.
+const MEMORY: &str = "--data=268435456";
+/// What `timeout` says of a command that it had to kill.
+const KILLED: i32 = 137;
+/// The status of a Rust program that panics.
+const PANICKED: i32 = 101;
+
+/// Commands that only look. `FILE` is the image, `OUT` another file.
+const LOOK: [&str; 10] = [
+    "img info FILE",
+    "img info -f qcow2 --output json FILE",
+    "img check -f qcow2 FILE",
+    "img map -f qcow2 --output json FILE",
+    "img measure -f qcow2 -O qcow2 FILE",
+    "img convert -f qcow2 -O raw FILE OUT",
+    "img convert -f qcow2 -l 1 -O qcow2 FILE OUT",
+    "img snapshot -l FILE",
+    "img compare -f qcow2 -F qcow2 FILE FILE",
+    "io -r -f qcow2 -c read_0_64k -c map -c read_40M_64k FILE",
+];
+
+/// Commands that change what they open for writing.
+const CHANGE: [&str; 12] = [
+    "io -f qcow2 -c write_0_4k -c flush -c write_-z_40M_64k -c discard_0_64k -c flush FILE",
+    "io -f qcow2 -c write_-c_64k_64k -c truncate_65M -c flush FILE",
+    "img amend -f qcow2 -o lazy_refcounts=on FILE",
+    "img amend -f qcow2 -o compat=0.10 FILE",
+    "img amend -f qcow2 -o refcount_bits=64 FILE",
+    "img resize -f qcow2 FILE +1M",
+    "img resize -f qcow2 --shrink FILE 1M",
+    "img snapshot -c new FILE",
+    "img snapshot -d 1 FILE",
+    "img snapshot -a 1 FILE",
+    "img bitmap --add --clear -f qcow2 FILE new",
+    "img rebase -u -f qcow2 -b  FILE",
+];
+
+/// Runs `blockplex` in `sandbox`; spaces of an argument are written as `_`. F7.
+pub fn run(what: &str, sandbox: &Sandbox, line: &str, file: &Path) -> (i32, Output) {
+    let out = sandbox.at("out");
+    let words = line.split(' ').map(|word| match word {
+        "FILE" => text(file).to_owned(),
+        "OUT" => text(&out).to_owned(),
+        // Of its commands; options have underscores of their own.
+        _ if line.starts_with("io ") => word.replace('_', " "),
+        _ => word.to_owned(),
+    });
+    let output = Command::new("timeout")
+        .args(["-s", "KILL", LIMIT, "prlimit", MEMORY, env!("CARGO_BIN_EXE_blockplex")])
+        .args(words)
+        .current_dir(sandbox.path())
+        .output()
+        .expect("timeout and prlimit are installed");
+    let shown = || {
+        let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+        format!("{what}: {line}: {}\n{out:.2000}{err:.2000}", output.status)
+    };
+    let status = output.status.code().unwrap_or_else(|| panic!("signal: {}", shown()));
+    assert!(status != KILLED && status < 128, "killed: {}", shown());
+    assert!(status != PANICKED, "panic: {}", shown());
+    for bytes in [&output.stdout, &output.stderr] {
+        let printed = String::from_utf8(bytes.clone());
+        let printed = printed.unwrap_or_else(|_| panic!("bytes that are no text: {}", shown()));
+        let forged = printed.chars().any(|letter| letter.is_control() && letter != '\n');
+        assert!(!forged, "control characters: {}", shown());
+    }
+    (status, output)
+}
+
+/// Whether a file, which may have holes of terabytes, is still what it was.
+fn is_same(path: &Path, bytes: &[u8]) -> bool {
+    let length = fs::metadata(path).expect("it is there").len();
+    length == bytes.len() as u64 && fs::read(path).expect("it is there") == bytes
+}
+
+/// F7 and F8, and of F9 what holds of any image.
+pub fn survive(what: &str, bytes: &[u8]) {
+    let sandbox = Sandbox::new();
+    let path = sandbox.put("image.qcow2", bytes);
+    for line in LOOK {
+        run(what, &sandbox, line, &path);
+        assert!(is_same(&path, bytes), "{what}: changed by: {line}");
+    }
+    for line in CHANGE {
+        let path = sandbox.put("image.qcow2", bytes);
+        run(what, &sandbox, line, &path);
+    }
+    judge_repair(what, &sandbox, bytes);
+}
+
+/// F9.
+fn judge_repair(what: &str, sandbox: &Sandbox, bytes: &[u8]) {
+    let path = sandbox.put("image.qcow2", bytes);
+    run(what, sandbox, "img check -f qcow2 -r leaks FILE", &path);
+    let path = sandbox.put("image.qcow2", bytes);
+    let (status, said) = run(what, sandbox, "img check -f qcow2 -r all FILE", &path);
+    if status != 0 {
+        assert!(is_same(&path, bytes), "{what}: changed by a repair that failed: {said:?}");
+        return;
+    }
+    let once = fs::read(&path).expect("it is there");
+    for line in ["img check -f qcow2 FILE", "img check -f qcow2 -r all FILE"] {
+        let (status, said) = run(what, sandbox, line, &path);
+        assert_eq!(status, 0, "{what}: not clean after a repair: {line}: {said:?}");
+        assert!(is_same(&path, &once), "{what}: changed again by: {line}");
+    }
+}
+
+/// F7 to F9 of a row.
+pub fn judge(what: &str, bytes: &[u8], expected: Expected) {
+    survive(what, bytes);
+    let sandbox = Sandbox::new();
+    let path = sandbox.put("image.qcow2", bytes);
+    let status = |line: &str| run(what, &sandbox, line, &path).0;
+    if expected.read_only.is_none() {
+        for line in LOOK.iter().filter(|line| line.contains("convert") || line.starts_with("io")) {
+            assert_ne!(status(line), 0, "{what}: succeeds: {line}");
+        }
+    }
+    if expected.read_write.is_none() {
+        for line in CHANGE.iter().filter(|line| line.starts_with("io")) {
+            assert_ne!(status(line), 0, "{what}: succeeds: {line}");
+            assert!(is_same(&path, bytes), "{what}: changed by: {line}");
+        }
+    }
+    if expected.marked {
+        assert_ne!(status("img check -f qcow2 FILE"), 0, "{what}: called clean");
+    }
+}
