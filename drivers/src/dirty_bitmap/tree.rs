@@ -1,10 +1,14 @@
-//! The bits of a dirty bitmap: a sparse tree of words.
+//! The bits of a dirty bitmap: a sparse tree of words. Its model, which takes in this file, is
+//! `io/tests/loom_dirty_bitmap.rs`.
 
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU64, Ordering};
 use std::sync::OnceLock;
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Base-2 logarithms: bits of a leaf, leaves of a middle, middles.
-const LEAF_BITS: u32 = 15;
+const LEAF_BITS: u32 = if cfg!(loom) { 7 } else { 15 };
 const MIDDLE_BITS: u32 = 8;
 const TOP_BITS: u32 = 9;
 /// The bits of a tree.
@@ -40,7 +44,7 @@ impl Middle {
     fn new() -> Box<Middle> {
         Box::new(Middle {
             leaves: (0..1 << MIDDLE_BITS).map(|_| OnceLock::new()).collect(),
-            full: [const { AtomicU64::new(0) }; 1 << (MIDDLE_BITS - 6)],
+            full: std::array::from_fn(|_| AtomicU64::new(0)),
         })
     }
 
