@@ -62,11 +62,8 @@ fn a_mark_and_a_leaf_that_becomes_full_leave_it_full() {
 #[test]
 fn clearing_a_part_of_a_full_leaf_keeps_the_marks_of_other_chunks() {
     model(|| {
-        let tree = race(
-            |tree| tree.set(0, LEAF - 1),
-            |tree| tree.clear(0, 3),
-            |tree| tree.set(4, 64),
-        );
+        let tree =
+            race(|tree| tree.set(0, LEAF - 1), |tree| tree.clear(0, 3), |tree| tree.set(4, 64));
         assert_eq!(tree.word(0), u64::MAX << 4, "M2");
         assert_eq!(tree.word(64), u64::MAX, "M2");
     });

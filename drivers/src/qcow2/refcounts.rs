@@ -29,6 +29,8 @@ use std::sync::Arc;
 
 /// Entries of the table that are written together: a sector of 512 bytes.
 const SECTOR_ENTRIES: u64 = 64;
+/// Free runs that are too short and are passed over in the search for a longer one.
+const MAX_SHORT_RUNS: usize = 16;
 
 /// See the page.
 pub(super) struct Refcounts {
@@ -186,8 +188,29 @@ impl Refcounts {
         self.cover(file, run).await
     }
 
-    /// Makes `count` clusters in a row used.
-    pub(super) async fn allocate_tail(&self, file: &Child, count: u64) -> Result<HostRun> {
+    /// Makes `count` clusters in a row used: the first such row, unless many shorter ones lie before
+    /// it; then at the end.
+    pub(super) async fn allocate_row(&self, file: &Child, count: u64) -> Result<HostRun> {
+        let mut short = Vec::new();
+        let mut found = None;
+        while found.is_none() && short.len() < MAX_SHORT_RUNS {
+            let run = self.allocate(file, count).await?;
+            match run.clusters == count {
+                true => found = Some(run),
+                false => short.push(run),
+            }
+        }
+        for run in short {
+            self.release(file, run.offset, run.clusters).await?;
+        }
+        match found {
+            Some(run) => Ok(run),
+            None => self.allocate_tail(file, count).await,
+        }
+    }
+
+    /// Makes `count` clusters in a row at the end used.
+    async fn allocate_tail(&self, file: &Child, count: u64) -> Result<HostRun> {
         file.announce(DebugEvent::ClusterAlloc).await;
         file.announce(DebugEvent::RefblockAlloc).await;
         let run = self.retry(file, |allocation| allocation.allocate_tail(count)).await?;

@@ -169,7 +169,7 @@ impl Qcow2 {
         let bytes = table.len() as u64;
         let clusters = self.geometry.clusters_for(bytes);
         layers.file.announce(DebugEvent::L1GrowAllocTable).await;
-        let allocated = self.refcounts.allocate_tail(&layers.file, clusters).await;
+        let allocated = self.refcounts.allocate_row(&layers.file, clusters).await;
         let run = self.judge(&layers.file, allocated).await?;
         self.refcounts.add_metadata(Structure::ActiveL1, run.offset, bytes);
         self.round(layers).await?;

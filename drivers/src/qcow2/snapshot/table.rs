@@ -192,7 +192,7 @@ impl Qcow2 {
         mut bytes: Vec<u8>,
     ) -> Result<HostRun> {
         let clusters = self.geometry.clusters_for(bytes.len() as u64).max(1);
-        let allocated = self.refcounts.allocate_tail(&layers.file, clusters).await;
+        let allocated = self.refcounts.allocate_row(&layers.file, clusters).await;
         let run = self.judge(&layers.file, allocated).await?;
         bytes.resize((clusters << self.geometry.cluster_bits()) as usize, 0);
         let buffer = IoBuffer::from_slice(&bytes);
