@@ -21,14 +21,16 @@
 //! | [`bitmap`] | rows M: persistent bitmaps |
 //! | [`overlap`] | the option `overlap-check` |
 //! | [`snapshot`] | rows S: the snapshot table |
+//! | [`encryption`] | rows K: LUKS headers |
 //! | [`plain`] | rows W: raw, formats stated and never guessed, files that shrink |
 //! | [`failing`], [`sweep`] | a driver that fails; each lower operation fails once |
-//! | [`mutation`] | images with random damage |
+//! | [`mutation`], [`tool_mutation`] | images with random damage |
 //! | [`interop`] | random operations on images of every shape, against a model and the peer |
 
 use blockplex_tests::image;
 
 mod bitmap;
+mod encryption;
 mod extension;
 mod failing;
 mod header;
@@ -42,4 +44,5 @@ mod rows;
 mod snapshot;
 mod sweep;
 mod table;
+mod tool_mutation;
 mod tools;

@@ -44,19 +44,29 @@ fn tables(bytes: &[u8]) -> Vec<u64> {
     let word = |at: u64| {
         let at = at as usize;
         bytes
-            .get(at..at + 8)
+            .get(at..at.saturating_add(8))
             .map_or(0, |word| u64::from_be_bytes(word.try_into().expect("eight bytes")))
     };
     let (refcounts, l1) = (word(48), word(40));
     let offset = |entry: u64| entry & 0x00ff_ffff_ffff_fe00;
     let mut places = vec![0, 112, refcounts, l1, offset(word(refcounts)), word(64)];
     places.extend((0..4).map(|index| offset(word(l1 + 8 * index))));
+    // The first snapshot's L1 table and its first L2 table.
+    places.extend([word(word(64)), offset(word(word(word(64))))]);
+    // What the extensions name: the bitmaps' directory and first table, the LUKS header.
+    for at in (112..512).step_by(8) {
+        match (word(at) >> 32, word(at) as u32) {
+            (0x2385_2875, 24) => places.extend([word(at + 24), word(word(at + 24))]),
+            (0x0537_be77, 16) => places.push(word(at + 8)),
+            _ => {}
+        }
+    }
     places.retain(|place| (*place as usize) < bytes.len());
     places
 }
 
 /// One to four changes.
-fn damage(random: &mut Random, bytes: &[u8]) -> Vec<Patch> {
+pub fn damage(random: &mut Random, bytes: &[u8]) -> Vec<Patch> {
     let places = tables(bytes);
     let word = |random: &mut Random| {
         let value = WORDS[random.below(WORDS.len() as u64) as usize];

@@ -51,19 +51,47 @@ const CHANGE: [&str; 12] = [
     "img rebase -u -f qcow2 -b  FILE",
 ];
 
-/// Runs `blockplex` in `sandbox`; spaces of an argument are written as `_`. F7.
-pub fn run(what: &str, sandbox: &Sandbox, line: &str, file: &Path) -> (i32, Output) {
-    let out = sandbox.at("out");
-    let words = line.split(' ').map(|word| match word {
-        "FILE" => text(file).to_owned(),
-        "OUT" => text(&out).to_owned(),
-        // Of its commands; options have underscores of their own.
-        _ if line.starts_with("io ") => word.replace('_', " "),
-        _ => word.to_owned(),
-    });
+/// The secret that opens an encrypted image.
+pub const KEY: &str = "secret,id=s,data=hush";
+
+/// How an image is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// By its file.
+    Plain,
+    /// With its key.
+    Encrypted,
+}
+
+impl Kind {
+    /// The words of a command line; spaces in a command of `io` are written as `_`.
+    fn words(self, line: &str, sandbox: &Sandbox, file: &Path) -> Vec<String> {
+        let file = text(file);
+        let (line, disk) = match self {
+            Kind::Plain => (line.to_owned(), vec![file.to_owned()]),
+            Kind::Encrypted => {
+                let options = format!("driver=qcow2,encrypt.key-secret=s,file.filename={file}");
+                let words = ["--object", KEY, "--image-opts", &options];
+                (line.replace("-f qcow2 ", ""), words.map(str::to_owned).into())
+            }
+        };
+        line.split(' ')
+            .flat_map(|word| match word {
+                "FILE" => disk.clone(),
+                "OUT" => vec![text(&sandbox.at("out")).to_owned()],
+                // Options have underscores of their own.
+                _ if line.starts_with("io ") => vec![word.replace('_', " ")],
+                _ => vec![word.to_owned()],
+            })
+            .collect()
+    }
+}
+
+/// Runs `blockplex` in `sandbox`. F7.
+pub fn run(what: &str, sandbox: &Sandbox, kind: Kind, line: &str, file: &Path) -> (i32, Output) {
     let output = Command::new("timeout")
         .args(["-s", "KILL", LIMIT, "prlimit", MEMORY, env!("CARGO_BIN_EXE_blockplex")])
-        .args(words)
+        .args(kind.words(line, sandbox, file))
         .current_dir(sandbox.path())
         .output()
         .expect("timeout and prlimit are installed");
@@ -90,33 +118,35 @@ fn is_same(path: &Path, bytes: &[u8]) -> bool {
 }
 
 /// F7 and F8, and of F9 what holds of any image.
-pub fn survive(what: &str, bytes: &[u8]) {
+pub fn survive(what: &str, kind: Kind, bytes: &[u8]) {
     let sandbox = Sandbox::new();
     let path = sandbox.put("image.qcow2", bytes);
+    // Some name it.
+    sandbox.put("data.raw", &[0x11; 0x10000]);
     for line in LOOK {
-        run(what, &sandbox, line, &path);
+        run(what, &sandbox, kind, line, &path);
         assert!(is_same(&path, bytes), "{what}: changed by: {line}");
     }
     for line in CHANGE {
         let path = sandbox.put("image.qcow2", bytes);
-        run(what, &sandbox, line, &path);
+        run(what, &sandbox, kind, line, &path);
     }
-    judge_repair(what, &sandbox, bytes);
+    judge_repair(what, kind, &sandbox, bytes);
 }
 
 /// F9.
-fn judge_repair(what: &str, sandbox: &Sandbox, bytes: &[u8]) {
+fn judge_repair(what: &str, kind: Kind, sandbox: &Sandbox, bytes: &[u8]) {
     let path = sandbox.put("image.qcow2", bytes);
-    run(what, sandbox, "img check -f qcow2 -r leaks FILE", &path);
+    run(what, sandbox, kind, "img check -f qcow2 -r leaks FILE", &path);
     let path = sandbox.put("image.qcow2", bytes);
-    let (status, said) = run(what, sandbox, "img check -f qcow2 -r all FILE", &path);
+    let (status, said) = run(what, sandbox, kind, "img check -f qcow2 -r all FILE", &path);
     if status != 0 {
         assert!(is_same(&path, bytes), "{what}: changed by a repair that failed: {said:?}");
         return;
     }
     let once = fs::read(&path).expect("it is there");
     for line in ["img check -f qcow2 FILE", "img check -f qcow2 -r all FILE"] {
-        let (status, said) = run(what, sandbox, line, &path);
+        let (status, said) = run(what, sandbox, kind, line, &path);
         assert_eq!(status, 0, "{what}: not clean after a repair: {line}: {said:?}");
         assert!(is_same(&path, &once), "{what}: changed again by: {line}");
     }
@@ -124,10 +154,10 @@ fn judge_repair(what: &str, sandbox: &Sandbox, bytes: &[u8]) {
 
 /// F7 to F9 of a row.
 pub fn judge(what: &str, bytes: &[u8], expected: Expected) {
-    survive(what, bytes);
+    survive(what, Kind::Plain, bytes);
     let sandbox = Sandbox::new();
     let path = sandbox.put("image.qcow2", bytes);
-    let status = |line: &str| run(what, &sandbox, line, &path).0;
+    let status = |line: &str| run(what, &sandbox, Kind::Plain, line, &path).0;
     if expected.read_only.is_none() {
         for line in LOOK.iter().filter(|line| line.contains("convert") || line.starts_with("io")) {
             assert_ne!(status(line), 0, "{what}: succeeds: {line}");
