@@ -18,11 +18,11 @@ const SLOT_STRIPES: u64 = SLOT + 44;
 const CRYPTO: u32 = 0x0537_be77;
 
 /// An encrypted image of the peer, its first cluster written.
-pub fn luks() -> Vec<u8> {
+pub fn luks(size: &str) -> Vec<u8> {
     let sandbox = Sandbox::new();
     let path = sandbox.at("made.qcow2");
     let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
-    let made = ["create", "-q", "--object", KEY, "-f", "qcow2", "-o", options, text(&path), "64M"];
+    let made = ["create", "-q", "--object", KEY, "-f", "qcow2", "-o", options, text(&path), size];
     succeed(&image::qemu_img(&made), "create");
     let disk = format!("driver=qcow2,encrypt.key-secret=s,file.filename={}", text(&path));
     let output = Command::new("qemu-io")
@@ -52,7 +52,7 @@ fn read(what: &str, bytes: &[u8]) -> i32 {
 
 #[test]
 fn a_luks_header_that_cannot_be_is_refused_at_once() {
-    let base = luks();
+    let base = luks("64M");
     let at = header(&base);
     assert_eq!(read("none", &base), 0);
     let rows = [
@@ -89,7 +89,7 @@ fn a_luks_header_that_cannot_be_is_refused_at_once() {
 /// K09: the data of a qcow2 image is where its tables say.
 #[test]
 fn the_payload_offset_of_an_encrypted_image_has_no_meaning() {
-    let base = luks();
+    let base = luks("64M");
     for offset in [0, u32::MAX] {
         let bytes = patched(&base, &[be32(header(&base) + PAYLOAD, offset)]);
         survive("K09", Kind::Encrypted, &bytes);
@@ -100,7 +100,7 @@ fn the_payload_offset_of_an_encrypted_image_has_no_meaning() {
 
 #[test]
 fn an_encrypted_disk_shows_no_garbage() {
-    let base = luks();
+    let base = luks("64M");
     let word = |at: u64| {
         let at = at as usize;
         u64::from_be_bytes(base[at..at + 8].try_into().expect("eight bytes"))

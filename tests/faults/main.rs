@@ -25,6 +25,7 @@
 //! | [`plain`] | rows W: raw, formats stated and never guessed, files that shrink |
 //! | [`failing`], [`sweep`] | a driver that fails; each lower operation fails once |
 //! | [`mutation`], [`tool_mutation`] | images with random damage |
+//! | [`kill`] | tools that are killed |
 //! | [`interop`] | random operations on images of every shape, against a model and the peer |
 
 use blockplex_tests::image;
@@ -35,6 +36,7 @@ mod extension;
 mod failing;
 mod header;
 mod interop;
+mod kill;
 mod mutation;
 mod name;
 mod offline;

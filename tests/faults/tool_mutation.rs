@@ -13,14 +13,19 @@ use std::fs;
 /// Images made of each base in the gate.
 const ROUNDS: u64 = 4;
 
+/// How many rounds there are, and which.
+pub fn seeds(rounds: u64) -> std::ops::Range<u64> {
+    let first = number("BLOCKPLEX_SEED").unwrap_or(1);
+    first..first + number("BLOCKPLEX_ROUNDS").unwrap_or(rounds)
+}
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
 fn survive_damage_of(name: &str, kind: Kind, bytes: &[u8]) {
     survive(name, kind, bytes);
-    let first = number("BLOCKPLEX_SEED").unwrap_or(1);
-    for seed in first..first + number("BLOCKPLEX_ROUNDS").unwrap_or(ROUNDS) {
+    for seed in seeds(ROUNDS) {
         let patches = damage(&mut Random::new(seed), bytes);
         let what = format!("{name}, seed {seed}: {patches:x?}");
         println!("{what}");
@@ -64,7 +69,7 @@ fn tools_survive_damage_of_small_refcounts_and_zstd() {
 
 #[test]
 fn tools_survive_damage_of_encrypted_images() {
-    survive_damage_of("LUKS", Kind::Encrypted, &encryption::luks());
+    survive_damage_of("LUKS", Kind::Encrypted, &encryption::luks("64M"));
 }
 
 #[test]

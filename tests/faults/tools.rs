@@ -65,7 +65,7 @@ pub enum Kind {
 
 impl Kind {
     /// The words of a command line; spaces in a command of `io` are written as `_`.
-    fn words(self, line: &str, sandbox: &Sandbox, file: &Path) -> Vec<String> {
+    pub fn words(self, line: &str, sandbox: &Sandbox, file: &Path) -> Vec<String> {
         let file = text(file);
         let (line, disk) = match self {
             Kind::Plain => (line.to_owned(), vec![file.to_owned()]),

@@ -103,8 +103,25 @@ impl Qcow2 {
         let data = self.data(layers)?;
         match &self.encryption {
             None => data.read(host, vector).await,
-            Some(encryption) => encryption.read(data, (host, guest), vector).await,
+            Some(encryption) => {
+                // Where the file ends there is no ciphertext: zeros, as in any image (EN1).
+                let there = self.covered_part(host, vector.len() as u64) as usize;
+                vector.fill(there, vector.len() - there, 0);
+                encryption.read(data, (host, guest), vector.slice(0, there)).await
+            }
         }
+    }
+
+    /// How many of `length` bytes of a place the file reaches over, counted in clusters.
+    fn covered_part(&self, host: u64, length: u64) -> u64 {
+        if self.is_covered(host, length) {
+            return length;
+        }
+        let cluster_size = self.geometry.cluster_size();
+        let in_cluster = host % cluster_size;
+        let ends = (1..).map(|clusters| clusters * cluster_size - in_cluster);
+        let covered = ends.take_while(|end| *end < length && self.is_covered(host, *end));
+        covered.last().unwrap_or(0)
     }
 
     /// Writes `vector` to the place of guest offset `guest`.
