@@ -180,10 +180,7 @@ impl Compressor {
     /// [`CodecError::Setup`] when the library has no memory.
     pub fn new(kind: CompressionType) -> Result<Self, CodecError> {
         Ok(Compressor(match kind {
-            CompressionType::Deflate => {
-                let level = Compression::default();
-                Outer::Deflate(Compress::new_with_window_bits(level, false, WINDOW_BITS))
-            }
+            CompressionType::Deflate => Outer::Deflate(new_deflate()),
             CompressionType::Zstd => {
                 let mut context = CCtx::try_create().ok_or(CodecError::Setup)?;
                 // The library writes no larger window than the cluster, whose size it sees; the
@@ -224,9 +221,17 @@ fn deflate(state: &mut Compress, cluster: &[u8], compressed: &mut [u8]) -> Optio
     state.reset();
     match state.compress(cluster, compressed, FlushCompress::Finish) {
         Ok(Status::StreamEnd) => Some(state.total_out() as usize),
-        // The output is full. An error would be no better: the cluster is stored as it is.
-        _ => None,
+        // The output is full. An error would be no better: the cluster is stored as it is. What
+        // zlib-rs has not put out survives a reset, and the next stream runs into it.
+        _ => {
+            *state = new_deflate();
+            None
+        }
     }
+}
+
+fn new_deflate() -> Compress {
+    Compress::new_with_window_bits(Compression::default(), false, WINDOW_BITS)
 }
 
 #[cfg(test)]
