@@ -99,6 +99,7 @@ mod loader;
 mod lookup;
 mod make_empty;
 pub mod measure;
+pub mod notice;
 mod open;
 mod overlap;
 mod preallocate;

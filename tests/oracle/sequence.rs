@@ -51,19 +51,21 @@ enum Verb {
 }
 
 impl Io {
-    fn command(&self, cluster: u64) -> String {
+    fn command(&self, make: &Make) -> String {
         let Io { verb, pattern, .. } = self;
+        let cluster = 1_u64 << make.cluster_bits;
         let (offset, length) = (self.offset * 512, self.length * 512);
         match verb {
-            Verb::Write => format!("write -P {pattern} {offset} {length}"),
             Verb::WriteDurably => format!("write -f -P {pattern} {offset} {length}"),
             Verb::Zero => format!("write -z {offset} {length}"),
             Verb::ZeroUnmap => format!("write -z -u {offset} {length}"),
             Verb::Discard => format!("discard {offset} {length}"),
-            Verb::Compress => {
+            // Of zeros over a part of a compressed cluster, with extended L2, QEMU writes all as data.
+            Verb::Compress if make.options != "extended_l2=on" => {
                 let start = offset / cluster * cluster;
                 format!("write -c -P {pattern} {start} {cluster}")
             }
+            Verb::Write | Verb::Compress => format!("write -P {pattern} {offset} {length}"),
             Verb::Read => format!("read -P {pattern} {offset} {length}"),
             Verb::Flush => "flush".to_owned(),
         }
@@ -124,8 +126,7 @@ fn any_make() -> impl Strategy<Value = Make> {
 
 struct Script {
     pair: Pair,
-    cluster: u64,
-    backing: bool,
+    make: Make,
 }
 
 impl Script {
@@ -140,7 +141,7 @@ impl Script {
         } else {
             pair.run(&format!("qemu-img create -f qcow2 -o {options} disk {SIZE}"));
         }
-        Script { pair, cluster, backing: make.backing }
+        Script { pair, make: make.clone() }
     }
 
     fn step(&mut self, step: &Step) {
@@ -148,7 +149,7 @@ impl Script {
         match step {
             Step::Io(commands) => {
                 let commands: Vec<String> =
-                    commands.iter().map(|io| io.command(self.cluster)).collect();
+                    commands.iter().map(|io| io.command(&self.make)).collect();
                 let mut words = vec!["qemu-io", "-f", "qcow2", "-d", "unmap"];
                 for command in &commands {
                     words.extend(["-c", command]);
@@ -171,13 +172,13 @@ impl Script {
                 pair.same_image("copy", "qcow2");
                 self.same_holes("copy");
             }
-            Step::Commit if self.backing => {
+            Step::Commit if self.make.backing => {
                 pair.run("qemu-img commit -f qcow2 disk");
                 pair.same_image("base", "qcow2");
             }
-            Step::Flatten if self.backing => {
+            Step::Flatten if self.make.backing => {
                 pair.run_words(&["qemu-img", "rebase", "-f", "qcow2", "-b", "", "disk"]);
-                self.backing = false;
+                self.make.backing = false;
             }
             Step::Commit | Step::Flatten => {}
         }

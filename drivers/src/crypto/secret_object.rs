@@ -104,13 +104,14 @@ fn check_identifier(id: &str) -> Result<()> {
 }
 
 fn read_file(name: &str) -> Result<Zeroizing<Vec<u8>>> {
-    let failed = |error: std::io::Error| {
-        let text = format!("Unable to read {}: {error}", name.escape_default());
+    let failed = |doing: &str, error: std::io::Error| {
+        let name = name.escape_default();
+        let text = format!("Unable to read {name}: Failed to {doing} file “{name}”: {error}");
         Error::new(Error::from(error).kind(), text)
     };
-    let file = std::fs::File::open(name).map_err(failed)?;
+    let file = std::fs::File::open(name).map_err(|error| failed("open", error))?;
     let mut bytes = Zeroizing::new(Vec::new());
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| failed("read", error))?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         let text = format!("the secret in {} is longer than 1 MiB", name.escape_default());
         return Err(Error::new(ErrorKind::LimitExceeded, text));

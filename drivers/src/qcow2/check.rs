@@ -89,6 +89,7 @@ pub async fn check(file: &Child, options: CheckOptions) -> Result<CheckReport> {
     let mut work = Work::begin(&image, &mut report).await?;
     let fix = plan(options.fix, &mut report);
     let result = match fix {
+        Fix::None if report.failure.is_some() => Ok(()),
         Fix::None => work.pass(Against::Refcounts).run(&mut report, false).await,
         Fix::Leaks => work.fix_leaks(&mut report).await,
         Fix::All => work.fix_all(&mut report).await,
@@ -182,6 +183,10 @@ impl<'a> Work<'a> {
             report.note("Rebuilding refcount structure");
             // First of all, as the flags follow the references without the old structure.
             change = self.rebuild(report).await?;
+            self.counted.own.sort_unstable();
+            for cluster in &self.counted.own {
+                report.note(format!("Repairing cluster {cluster} refcount=1 reference=0"));
+            }
         }
         self.pass(Against::References).run(report, true).await?;
         self.image.file.flush().await?;

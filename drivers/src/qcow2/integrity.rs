@@ -11,6 +11,7 @@ use super::format_error::{FormatError, FormatErrorKind};
 use super::header::{Version, feature};
 use super::layers::Layers;
 use super::lookup::Fault;
+use super::notice;
 use blockplex_graph::{Child, Error, ErrorKind, RequestFlags, Result};
 use blockplex_io::buffer::IoBuffer;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -133,7 +134,7 @@ impl Qcow2 {
         if self.read_only || self.integrity.broken.swap(true, Ordering::Relaxed) {
             return;
         }
-        tracing::error!(%error, "the qcow2 image is corrupt: no more writes");
+        tracing::error!(target: notice::CORRUPT, %error, "the qcow2 image is corrupt: no more writes");
         if self.version < Version::V3 {
             return;
         }

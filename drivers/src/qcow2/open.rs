@@ -22,6 +22,7 @@ use super::layers::{DATA, FILE, NOWHERE};
 use super::lazy_refcounts::{LazyRefcounts, wants_lazy};
 use super::limbo::Limbo;
 use super::loader::L1_TURNS;
+use super::notice;
 use super::overlap::{OverlapChecks, Structure, inactive_tables};
 use super::refcounts::Refcounts;
 use super::slice_cache::SliceCache;
@@ -314,6 +315,9 @@ async fn show_snapshot(
 async fn repair(file: &Child) -> Result<()> {
     tracing::warn!(node = file.view().name(), "repairing a qcow2 image that was not closed");
     let report = check(file, CheckOptions { fix: Fix::All }).await?;
+    for message in &report.messages {
+        tracing::info!(target: notice::REPAIR, "{message}");
+    }
     if report.is_clean() {
         return Ok(());
     }

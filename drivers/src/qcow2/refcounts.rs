@@ -263,7 +263,16 @@ impl Refcounts {
 
     /// Cuts off what the file was extended by and does not need. When nothing else uses it.
     pub(super) async fn trim_file(&self, file: &Child) -> Result<()> {
-        self.file_extent.trim(file, || self.allocation.lock().used_end()).await
+        self.file_extent.trim(file, || self.allocation.lock().file_end()).await
+    }
+
+    /// Remembers that of the cluster that `end` lies in, which was just handed out, the bytes from
+    /// there on are not used.
+    pub(super) fn note_short_end(&self, end: u64) {
+        let mut allocation = self.allocation.lock();
+        if !allocation.geometry.is_aligned(end) {
+            allocation.short_end = Some(end);
+        }
     }
 
     /// Whether the file reaches over `length` bytes at `offset`: only then may they be written.

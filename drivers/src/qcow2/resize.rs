@@ -178,6 +178,7 @@ impl Qcow2 {
         layers.file.announce(DebugEvent::L1GrowWriteTable).await;
         layers.file.write(run.offset, whole, RequestFlags::default()).await?;
         layers.file.flush().await?;
+        self.refcounts.note_short_end(run.offset + bytes);
         Ok(run.offset)
     }
 }

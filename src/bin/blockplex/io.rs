@@ -38,7 +38,7 @@ mod session;
 mod transfer;
 mod zone;
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, Read};
 use std::process::ExitCode;
 
 use crate::tool::getopt::{Opt, Parser, long, long_with, opt, with};
@@ -86,7 +86,13 @@ enum Plan {
 }
 
 /// Runs the tool.
-pub fn run(mut tool: Tool, words: Vec<String>) -> ExitCode {
+pub fn run(tool: Tool, words: Vec<String>) -> ExitCode {
+    let status = exercise(tool, words);
+    report::flush();
+    status
+}
+
+fn exercise(mut tool: Tool, words: Vec<String>) -> ExitCode {
     let plan = match parse(&mut tool, words) {
         Ok(plan) => plan,
         Err(failure) => {
@@ -206,6 +212,6 @@ fn run_script(session: &mut Session) -> bool {
         }
     }
     // A prompt may stand there.
-    drop(std::io::stdout().flush());
+    report::flush();
     succeeded
 }

@@ -80,7 +80,7 @@ fn run_tool(mut words: impl Iterator<Item = OsString>) -> Option<ExitCode> {
         }
     };
     // What they print is compared with what QEMU's tools print.
-    install_log(LevelFilter::ERROR);
+    tool::log::install();
     end_with_the_reader();
     let words: Option<Vec<String>> = words.map(|word| word.into_string().ok()).collect();
     let Some(words) = words else {

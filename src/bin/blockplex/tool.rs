@@ -33,6 +33,7 @@
 pub mod create;
 pub mod getopt;
 pub mod json;
+pub mod log;
 pub mod message;
 pub mod names;
 pub mod objects;

@@ -45,6 +45,8 @@ pub(super) struct Allocation {
     pub(super) abandoned: Vec<(u64, u64)>,
     /// Where the next compressed cluster goes, in a host cluster that others are in (`packing`).
     pub(super) packing: Option<u64>,
+    /// Where the last cluster ends that is not used to its end, as far as anybody said so.
+    pub(super) short_end: Option<u64>,
     /// The file still has refcount blocks, whole ones, that nothing here knows: no cluster may be
     /// handed out before a write-back has ended that.
     pub(super) unsettled: bool,
@@ -109,6 +111,7 @@ impl Allocation {
             metadata: Metadata::new(),
             abandoned: Vec::new(),
             packing: None,
+            short_end: None,
             unsettled: false,
         }
     }
@@ -392,6 +395,17 @@ impl Allocation {
             self.set_free(index, free);
         }
         self.fresh = self.fresh.max(first + count);
+        let bits = self.geometry.cluster_bits();
+        let is_taken = |end: &u64| (first..first + count).contains(&(end >> bits));
+        self.short_end.take_if(|end| is_taken(end));
+    }
+
+    /// Where the file may end once nothing is handed out any more: behind the last byte that is
+    /// in use in the last cluster, in bytes.
+    pub(super) fn file_end(&self) -> u64 {
+        let is_last = |end: &u64| end >> self.geometry.cluster_bits() == self.fresh - 1;
+        let short = [self.packing, self.short_end].into_iter().flatten().find(is_last);
+        short.unwrap_or_else(|| self.used_end())
     }
 
     /// The end of the last cluster that was ever handed out, or that the file had at first, in

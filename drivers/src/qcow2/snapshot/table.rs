@@ -191,7 +191,8 @@ impl Qcow2 {
         structure: Structure,
         mut bytes: Vec<u8>,
     ) -> Result<HostRun> {
-        let clusters = self.geometry.clusters_for(bytes.len() as u64).max(1);
+        let length = bytes.len() as u64;
+        let clusters = self.geometry.clusters_for(length).max(1);
         let allocated = self.refcounts.allocate_row(&layers.file, clusters).await;
         let run = self.judge(&layers.file, allocated).await?;
         bytes.resize((clusters << self.geometry.cluster_bits()) as usize, 0);
@@ -199,6 +200,7 @@ impl Qcow2 {
         match layers.file.write(run.offset, buffer, RequestFlags::default()).await {
             Ok(()) => {
                 self.refcounts.add_metadata(structure, run.offset, bytes.len() as u64);
+                self.refcounts.note_short_end(run.offset + length);
                 Ok(run)
             }
             Err(error) => Err(self.abandon(layers, run, error).await),

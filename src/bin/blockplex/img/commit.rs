@@ -59,6 +59,9 @@ const OPTIONS: &[Opt] = &[
     OBJECT,
 ];
 
+/// Zeros are committed as such in pieces of the base's clusters, and of this at most.
+const LARGEST_GRANULE: u64 = 65536;
+
 #[derive(Default)]
 struct Options {
     source: Source,
@@ -227,11 +230,14 @@ fn copy_down(
     if base.length()? < disk.length() {
         base.disk().truncate(disk.length())?;
     }
-    let granule = u64::from(base.view()?.limits().request_alignment).max(65536);
+    let view = base.view()?;
+    let clusters = view.driver_as::<Qcow2>().map(|image| image.information().cluster_size);
+    let granule = clusters.unwrap_or(LARGEST_GRANULE).clamp(4096, LARGEST_GRANULE);
     let how = How {
         lanes: 8,
         in_order: true,
         sparse: Some(Sparse { granule, shortest: granule }),
+        granule: Some(granule),
         buffer_bytes: 2 << 20,
         compressed_cluster: None,
         salvage: false,

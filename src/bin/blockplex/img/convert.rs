@@ -178,7 +178,10 @@ impl Options {
             "source-format" => self.source_format = Some(value),
             "source-image-opts" | "image-opts" => self.source_image_opts = true,
             "source-cache" => self.source_cache = value,
-            "source-snapshot" => self.snapshot = Some(value),
+            "source-snapshot" => {
+                check_snapshot(tool, &value)?;
+                self.snapshot = Some(value);
+            }
             "force-share" => self.force_share = true,
             "target-format" => self.target_format = Some(value),
             "target-image-opts" => self.target_image_opts = true,
@@ -354,6 +357,18 @@ fn copy_into(
     Ok(())
 }
 
+/// `snapshot.id=…,snapshot.name=…`, or anything else, which is a name.
+fn check_snapshot(tool: &Tool, value: &str) -> Result<(), Failure> {
+    if !value.starts_with("snapshot.") {
+        return Ok(());
+    }
+    let keys = value.split(',').filter_map(|part| part.split('=').next());
+    let unknown = keys.into_iter().find(|key| !["snapshot.id", "snapshot.name"].contains(key));
+    let Some(key) = unknown else { return Ok(()) };
+    tool.report(format!("Invalid parameter '{key}'"));
+    Err(Failure::new(format!("Failed in parsing snapshot param '{value}'")))
+}
+
 fn how_of(options: &Options, sources: &Sources, target: &Target) -> Result<How, Failure> {
     let compressed_cluster = if options.compress { Some(target.cluster_size()?) } else { None };
     let sparse = match (options.sparse.unwrap_or(SPARSE), compressed_cluster) {
@@ -377,6 +392,7 @@ fn how_of(options: &Options, sources: &Sources, target: &Target) -> Result<How, 
         lanes: options.lanes as usize,
         in_order: options.in_order,
         sparse,
+        granule: None,
         buffer_bytes: BUFFER,
         compressed_cluster,
         salvage: options.salvage,

@@ -154,6 +154,10 @@ fn measure_qcow2(
     image: Option<&Image>,
     length: u64,
 ) -> Result<Sizes, Failure> {
+    let mode = options.get("preallocation").unwrap_or("off");
+    if Preallocation::from_name(mode).is_none() {
+        return Err(Failure::new(format!("invalid parameter value: {mode}")));
+    }
     // The size is not among them: it is checked with the rest below.
     let wanted = qcow2_options(options, 0)?;
     let encryption_header = match encryption::of_qcow2(options, &tool.secrets)? {

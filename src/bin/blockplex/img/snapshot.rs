@@ -129,11 +129,16 @@ fn list(image: &Image) {
 
 fn reason(verb: &str, error: &Error) -> String {
     match error.kind() {
+        // Only the number of what went wrong reaches the user here.
+        _ if verb == "create" => strerror(error.errno()),
+        ErrorKind::NotSupported if verb == "apply" => {
+            "Block driver does not support snapshots".to_owned()
+        }
+        ErrorKind::NotSupported => "snapshot not found".to_owned(),
         ErrorKind::NotFound if verb == "apply" => {
             format!("Failed to load snapshot: {}", strerror(error.errno()))
         }
         ErrorKind::NotFound => "snapshot not found".to_owned(),
-        ErrorKind::NotSupported => strerror(error.errno()),
         _ => describe(error),
     }
 }

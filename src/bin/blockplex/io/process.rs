@@ -1,12 +1,11 @@
 //! `help`, `quit`, `sleep`, `sigraise`, `abort`.
 
-use std::io::Write;
 use std::time::Duration;
 
 use super::buffer;
 use super::command::{COMMANDS, Status, find};
 use super::help;
-use super::report::say;
+use super::report::{self, say};
 use super::session::Session;
 
 /// `help`.
@@ -20,7 +19,7 @@ pub fn help(_session: &mut Session, words: &[String]) -> Status {
     };
     let Some(command) = find(name) else {
         say(format!("command {name} not found"));
-        return Status::Done;
+        return Status::Failed;
     };
     say(command.line(name));
     if let Some(text) = help::of(command.name) {
@@ -55,7 +54,7 @@ pub fn raise(_session: &mut Session, words: &[String]) -> Status {
         say(format!("signal argument '{word}' is too large to be a valid signal"));
         return Status::Failed;
     }
-    drop(std::io::stdout().flush());
+    report::flush();
     let Some(signal) = rustix::process::Signal::from_named_raw(number as i32) else {
         if number > 0 {
             say(format!("signal {number} cannot be raised"));
@@ -69,8 +68,7 @@ pub fn raise(_session: &mut Session, words: &[String]) -> Status {
     Status::Done
 }
 
-/// `abort`.
+/// `abort`: what was printed into a pipe or file is lost, as it is with QEMU's tool.
 pub fn abort(_session: &mut Session, _words: &[String]) -> Status {
-    drop(std::io::stdout().flush());
     std::process::abort()
 }

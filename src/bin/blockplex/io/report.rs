@@ -1,16 +1,40 @@
 //! What is printed: sizes, times, rates, dumps.
 
 use std::fmt::{Display, Write as _};
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
+
+use parking_lot::Mutex;
+
+/// What was printed and not written yet: like C's standard output, stdout is written in blocks
+/// unless it is a terminal. So the output of a process that aborts ends where QEMU's does.
+static PRINTED: Mutex<String> = Mutex::new(String::new());
+/// Bytes of a block.
+const BLOCK: usize = 4096;
 
 /// Prints a line on stdout. When nobody reads any more, nobody is told.
 pub fn say(text: impl Display) {
-    drop(writeln!(std::io::stdout(), "{text}"));
+    let mut printed = PRINTED.lock();
+    printed.push_str(&format!("{text}\n"));
+    if printed.len() >= BLOCK || std::io::stdout().is_terminal() {
+        write_out(&mut printed);
+    }
+}
+
+/// Writes all that was printed.
+pub fn flush() {
+    write_out(&mut PRINTED.lock());
+}
+
+fn write_out(printed: &mut String) {
+    let mut out = std::io::stdout();
+    drop(out.write_all(printed.as_bytes()).and_then(|()| out.flush()));
+    printed.clear();
 }
 
 /// Prints the prompt.
 pub fn prompt(program: &str) {
+    flush();
     let mut out = std::io::stdout();
     drop(write!(out, "{program}> ").and_then(|()| out.flush()));
 }

@@ -249,7 +249,7 @@ impl Tool {
         let path = file_path(filename)?;
         let size = options.size("size")?.unwrap_or(0);
         if options.switch("nocow")? == Some(true) {
-            return Err(Failure::new("nocow=on is not supported"));
+            turn_off_copy_on_write(&path);
         }
         let layer = self.layer()?;
         if format.name == "raw" {
@@ -280,12 +280,27 @@ impl Tool {
     }
 }
 
+/// Asks the file system to write the file in place, as long as it is empty; most do so anyway, and
+/// know nothing of it.
+fn turn_off_copy_on_write(path: &str) {
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    // What goes wrong with the file is told when it is made.
+    let Ok(file) = file else { return };
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&file) {
+        // It is a wish.
+        let _ = rustix::fs::ioctl_setflags(&file, flags | rustix::fs::IFlags::NOCOW);
+    }
+}
+
 /// The path that a file name stands for.
 ///
 /// # Errors
 ///
 /// It stands for something that images cannot be made in.
 pub fn file_path(filename: &str) -> Result<String, Failure> {
+    if filename.starts_with("json:") {
+        return Err(Failure::new("Unknown protocol 'json'"));
+    }
     let mut tree = FileName::parse(filename)?.into_tree();
     let driver = tree.take_str("driver").ok().flatten().unwrap_or_default();
     if driver != "file" && driver != "host_device" {

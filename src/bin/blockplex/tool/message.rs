@@ -4,6 +4,7 @@
 //! cut off here, and a few sentences are exchanged.
 
 mod header;
+mod option;
 
 use blockplex::Error;
 
@@ -42,6 +43,15 @@ pub fn describe(error: &Error) -> String {
             text = "Preallocation can't be used for shrinking an image".to_owned();
         }
         _ => {}
+    }
+    if text.starts_with("size ") && text.ends_with(", the most with this cluster size") {
+        text = "Failed to grow the L1 table: File too large".to_owned();
+    }
+    if text == "a file has no preallocation mode 'metadata'" {
+        text = "Unsupported preallocation mode: metadata".to_owned();
+    }
+    if let Some(sentence) = option::sentence(&text) {
+        text = sentence;
     }
     if text.ends_with("this is not a qcow2 image") {
         text = "Image is not in qcow2 format".to_owned();

@@ -63,6 +63,20 @@ fn a_freed_cluster_is_used_again_before_the_file_grows_and_is_not_taken_for_zero
 }
 
 #[test]
+fn the_file_ends_with_the_bytes_that_are_used_of_its_last_cluster() {
+    let mut allocation = small(16, 4);
+    done(allocation.allocate(2));
+    assert_eq!(allocation.file_end(), 5 << 16);
+    allocation.short_end = Some((4 << 16) + 100);
+    assert_eq!(allocation.file_end(), (4 << 16) + 100);
+    assert_eq!(done(allocation.release(4)), 0);
+    done(allocation.allocate(1));
+    assert_eq!(allocation.file_end(), 5 << 16, "somebody else has it now");
+    let place = done(allocation.allocate_bytes(300));
+    assert_eq!(allocation.file_end(), place + 300);
+}
+
+#[test]
 fn a_cluster_with_metadata_is_never_handed_out() {
     let mut allocation = small(16, 4);
     allocation.metadata.insert(4, Structure::Other);

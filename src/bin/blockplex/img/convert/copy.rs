@@ -59,6 +59,9 @@ pub struct How {
     pub in_order: bool,
     /// How zeros in data are found; none: they are written like data.
     pub sparse: Option<Sparse>,
+    /// Data is not searched for zeros, and zeros that do not fill granules of so many bytes are
+    /// written like data.
+    pub granule: Option<u64>,
     /// The most bytes of data in a chunk; whole clusters when they are compressed.
     pub buffer_bytes: u64,
     /// Compress, in clusters of so many bytes.
@@ -378,7 +381,8 @@ impl Lane<'_> {
         while done < chunk.length {
             let offset = chunk.offset + done;
             let rest = &self.buffer[done as usize..chunk.length as usize];
-            let (length, data) = match self.copy.how.sparse {
+            let how = &self.copy.how;
+            let (length, data) = match how.sparse.filter(|_| how.granule.is_none()) {
                 Some(sparse) => {
                     let run = sparse.first_run(offset, rest);
                     (run.length as u64, run.data)

@@ -63,6 +63,14 @@ impl Walk {
         let how = copy.how();
         let is_written = kind == Kind::Data || kind == Kind::Zero && how.sparse.is_none();
         length = length.min(if is_written { how.buffer_bytes } else { LONGEST });
+        if let (Some(granule), Kind::Zero) = (how.granule, kind) {
+            let into = offset % granule;
+            if into != 0 || length < granule {
+                (kind, length) = (Kind::Data, length.min(granule - into));
+            } else {
+                length -= length % granule;
+            }
+        }
         if let Some(cluster) = how.compressed_cluster {
             // Clusters are compressed as a whole: what is not a whole one of some other kind is
             // data.

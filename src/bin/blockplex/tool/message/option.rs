@@ -1,0 +1,46 @@
+//! Options with values that they cannot have: which of QEMU's sentences says so.
+
+/// QEMU's sentence for an error that the library tells as `text`.
+pub fn sentence(text: &str) -> Option<String> {
+    if text
+        == "Could not parse the JSON options: malformed JSON: the outermost value is not an object"
+    {
+        return Some("Invalid JSON object given".to_owned());
+    }
+    let (name, rest) = text.strip_prefix("option '")?.split_once("': '")?;
+    let (value, rule) = rest.split_once("' is ")?;
+    if rule.starts_with("not a size") {
+        return Some(format!(
+            "Parameter '{name}' expects a non-negative number below 2^64\nOptional suffix k, M, G, \
+             T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
+        ));
+    }
+    match (name, rule.strip_prefix("none of ")) {
+        ("overlap-check", Some(allowed)) => Some(format!(
+            "Unsupported value '{value}' for qcow2 option '{name}'. Allowed are any of the \
+             following: {allowed}"
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_have_the_sentences_of_the_peer() {
+        let size = sentence("option 'cache-size': 'x' is not a size (units are B, K)");
+        let size = size.unwrap_or_default();
+        assert!(size.starts_with("Parameter 'cache-size' expects a non-negative number"), "{size}");
+        assert_eq!(
+            sentence("option 'overlap-check': 'x' is none of none, all").as_deref(),
+            Some(
+                "Unsupported value 'x' for qcow2 option 'overlap-check'. Allowed are any of the \
+                 following: none, all"
+            )
+        );
+        assert_eq!(sentence("option 'other': 'x' is none of none, all"), None);
+        assert_eq!(sentence("something else"), None);
+    }
+}
