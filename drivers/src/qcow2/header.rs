@@ -147,7 +147,7 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// This is no qcow2 image ([`FormatErrorKind::OtherFormat`]), not a known version, or the
+    /// This is no qcow2 image ([`FormatErrorKind::OtherFormat`](super::format_error::FormatErrorKind::OtherFormat)), not a known version, or the
     /// cluster size is out of range.
     pub fn cluster_bits_of(bytes: &[u8]) -> Result<u32, FormatError> {
         fields::cluster_bits(bytes)
