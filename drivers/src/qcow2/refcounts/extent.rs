@@ -14,9 +14,9 @@ use blockplex_graph::{Child, ErrorKind, Result};
 use blockplex_io::lock::CoMutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The smallest and the largest step, in bytes; in between it is a sixteenth of the file.
-const MIN_STEP: u64 = 4 << 20;
-const MAX_STEP: u64 = 64 << 20;
+/// The smallest and the largest step, in bytes; in between it is a quarter of the file.
+const MIN_STEP: u64 = 16 << 20;
+const MAX_STEP: u64 = 256 << 20;
 
 /// See the page.
 pub(super) struct FileExtent {
@@ -53,7 +53,7 @@ impl FileExtent {
         if needed <= end {
             return Ok(());
         }
-        let step = (needed / 16).clamp(MIN_STEP, MAX_STEP);
+        let step = (needed / 4).clamp(MIN_STEP, MAX_STEP);
         let mut target = (needed + step).next_multiple_of(self.cluster_size);
         let mut result = file.truncate(target).await;
         if matches!(&result, Err(error) if error.kind() == ErrorKind::NoSpace) {
