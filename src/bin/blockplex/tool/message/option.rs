@@ -16,6 +16,7 @@ pub fn sentence(text: &str) -> Option<String> {
         ));
     }
     match (name, rule.strip_prefix("none of ")) {
+        ("detect-zeroes", Some(_)) => Some(format!("invalid parameter value: {value}")),
         ("overlap-check", Some(allowed)) => Some(format!(
             "Unsupported value '{value}' for qcow2 option '{name}'. Allowed are any of the \
              following: {allowed}"
