@@ -10,6 +10,7 @@ mod crash;
 mod creation;
 mod data_file;
 mod data_file_crash;
+mod departed;
 mod encryption;
 mod faults;
 mod fuzz;

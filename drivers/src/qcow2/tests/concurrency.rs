@@ -12,19 +12,22 @@ use blockplex_io::event_loop::yield_now;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-fn write(offset: u64, length: usize, byte: u8) -> Request {
+pub(super) fn write(offset: u64, length: usize, byte: u8) -> Request {
     Request::write(offset, IoBuffer::from_slice(&vec![byte; length]))
 }
 
 /// Lets everything that can go on go on.
-async fn settle() {
+pub(super) async fn settle() {
     for _ in 0..200 {
         yield_now().await;
     }
 }
 
 /// Makes operations that `stops` names wait until the result is cleared.
-fn hold(volume: &Volume, stops: impl Fn(&Event) -> bool + Send + 'static) -> Arc<AtomicBool> {
+pub(super) fn hold(
+    volume: &Volume,
+    stops: impl Fn(&Event) -> bool + Send + 'static,
+) -> Arc<AtomicBool> {
     let held = Arc::new(AtomicBool::new(true));
     let gate = held.clone();
     volume.set_gate(move |event| Ok(gate.load(Ordering::Relaxed) && stops(event)));
@@ -32,7 +35,7 @@ fn hold(volume: &Volume, stops: impl Fn(&Event) -> bool + Send + 'static) -> Arc
 }
 
 /// An open image with cluster 0 written, and where that is in the file.
-fn one_cluster(scratch: &Scratch) -> (Volume, Rig, u64) {
+pub(super) fn one_cluster(scratch: &Scratch) -> (Volume, Rig, u64) {
     let volume = Volume::from_file(&scratch.create("", "1M"));
     let mut rig = Rig::writable(&volume);
     rig.write(0, &[1; 65536]);
