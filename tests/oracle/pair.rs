@@ -128,14 +128,12 @@ impl Pair {
         run(&self.root.path().join("bin").join(words[0]), &words[1..], &self.ours())
     }
 
-    /// Demands that QEMU finds nothing wrong with either folder's image and that the guest sees the same bytes in both.
+    /// Demands that QEMU finds nothing wrong with our image (its own may leak), and that the guest
+    /// sees the same bytes in both.
     #[track_caller]
     pub fn same_image(&self, name: &str, format: &str) {
-        for folder in [self.theirs(), self.ours()] {
-            let output = run(Path::new("qemu-img"), &["check", "-f", format, name], &folder);
-            let clean = matches!(code(&output), 0 | 63);
-            assert!(clean, "{name} in {folder:?}: {}", show(&output));
-        }
+        let output = run(Path::new("qemu-img"), &["check", "-f", format, name], &self.ours());
+        assert!(matches!(code(&output), 0 | 63), "our {name}: {}", show(&output));
         let ours = self.ours().join(name);
         let theirs = self.theirs().join(name);
         let [ours, theirs] = [ours, theirs].map(|path| path.to_string_lossy().into_owned());
