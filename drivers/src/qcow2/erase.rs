@@ -125,6 +125,7 @@ impl Qcow2 {
         let cluster = self.geometry.align_down(first);
         let whole = cluster..cluster + self.geometry.cluster_size();
         let _guard = self.ranges.lock(whole, RangeMode::Exclusive).await;
+        self.check_inside(layers, end)?;
         if !self.is_zero(layers, first, end - first).await? {
             return Ok(false);
         }

@@ -120,11 +120,14 @@ fn a_write_that_was_admitted_before_leaves_nothing_past_the_new_end() {
         let write = |at| queue.request(Request::write(at, IoBuffer::from_slice(&[7; 65536])));
         let writes: Vec<_> = (0..40_u64).map(|i| write(i * 100_000)).collect();
         let zero = queue.request(Request::write_zeroes(2 << 20, 65536));
+        let part = queue.request(Request::write_zeroes((3 << 20) + 512, 1024));
         shrink.await.result.unwrap();
         for write in writes {
             let _ = write.await.result;
         }
         let _ = zero.await.result;
+        let error = part.await.result.expect_err("a part of a cluster that is gone (H1)");
+        assert_eq!(error.kind(), ErrorKind::OutOfRange);
     });
     rig.close();
     let path = saved(&scratch, &volume);
