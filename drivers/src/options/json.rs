@@ -4,9 +4,12 @@
 //! stops at its own nesting limit, so the text is first walked once by [`Scan`], which refuses
 //! repeated keys (O2) and deep nesting (O3) and leaves everything else to the real parser.
 //!
+//! Strings may also stand in single quotes, as in the peer's dialect; that is undone first.
+//!
 //! Inside JSON too, a dotted key means nesting: `{"file.driver": "file"}` and
 //! `{"file": {"driver": "file"}}` are the same tree (O1), and both may be used side by side.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use serde_json::Value as Json;
@@ -26,9 +29,10 @@ impl OptionTree {
     /// once dotted), an impossible key name, or limits exceeded.
     pub fn from_json(text: &str) -> Result<Self, OptionError> {
         check_length(text)?;
+        let text = double_quoted(text);
         Scan::default().run(text.as_bytes())?;
         let json: Json =
-            serde_json::from_str(text).map_err(|error| malformed(&error.to_string()))?;
+            serde_json::from_str(&text).map_err(|error| malformed(&error.to_string()))?;
         let Json::Object(members) = json else {
             return Err(malformed("the outermost value is not an object"));
         };
@@ -78,6 +82,35 @@ fn insert(draft: &mut Draft, path: &str, value: Json) -> Result<(), OptionError>
         }
     };
     draft.insert(path, leaf)
+}
+
+/// The text with all strings in double quotes. A `\'` is a `'` in either kind of string.
+fn double_quoted(text: &str) -> Cow<'_, str> {
+    if !text.contains('\'') {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len() + 16);
+    let mut open = None;
+    let mut letters = text.chars();
+    while let Some(letter) = letters.next() {
+        match (letter, open) {
+            ('\\', Some(_)) => match letters.next() {
+                Some('\'') => plain.push('\''),
+                next => plain.extend(std::iter::once('\\').chain(next)),
+            },
+            ('\'' | '"', None) => {
+                open = Some(letter);
+                plain.push('"');
+            }
+            (quote, Some(begun)) if quote == begun => {
+                open = None;
+                plain.push('"');
+            }
+            ('"', Some(_)) => plain.push_str("\\\""),
+            (letter, _) => plain.push(letter),
+        }
+    }
+    Cow::Owned(plain)
 }
 
 fn convert(number: &serde_json::Number) -> Number {

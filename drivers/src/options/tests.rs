@@ -74,11 +74,23 @@ fn every_spelling_gives_the_same_tree() {
         r#"{"file": {"driver": "file"}, "file.filename": "/a", "driver": "raw"}"#,
         r#"{"file.filename": "/a", "file": {"driver": "file"}, "driver": "raw"}"#,
         r#"json:{"driver":"raw","file":{"driver":"file","filename":"/a"}}"#,
+        r"{'driver': 'raw', 'file': {'driver': 'file', 'filename': '/a'}}",
         "raw,file.driver=file,file.filename=/a",
     ] {
         assert_eq!(OptionTree::parse(other, Some("driver")), Ok(nested.clone()), "{other}");
     }
     assert!(OptionTree::from_json_url("{}").is_err());
+}
+
+#[test]
+fn either_quote_may_stand_in_strings_of_the_other() {
+    let expected = json(r#"{"a": "it's", "b": "\"x\"\\"}"#);
+    for text in [r#"{'a': 'it\'s', 'b': '"x"\\'}"#, r#"{"a": "it\'s", 'b': '\"x\"\\'}"#] {
+        assert_eq!(json(text), expected, "{text}");
+    }
+    for text in ["{'a: 1}", "{'a\": 1}", "{'a': 'b\\"] {
+        assert!(json_error(text).starts_with("malformed JSON"), "{text}");
+    }
 }
 
 #[test]
@@ -97,6 +109,7 @@ fn a_key_given_twice_is_an_error_that_names_it() {
         (r#"{"a": 1, "\u0061": 1}"#, "option 'a': given twice"),
         (r#"{"l": [{}, {"x": [], "x": 1}]}"#, "option 'l.1.x': given twice"),
         (r#"{"a": {"b": 1}, "a": {"c": 1}}"#, "option 'a': given twice"),
+        (r#"{'a': 1, "a": 1}"#, "option 'a': given twice"),
     ] {
         assert_eq!(json_error(text), expected, "{text}");
     }
@@ -181,7 +194,7 @@ fn malformed_json_is_refused() {
         "\"a\"",
         "{\"a\"}",
         "{\"a\":}",
-        "{'a': 1}",
+        "{'a': 1",
         "{\"a\": 1,}",
         "{} {}",
         "{\"a\": \"\\",
