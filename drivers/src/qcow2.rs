@@ -120,6 +120,7 @@ mod subclusters;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod write;
 mod writeback;
 
@@ -157,6 +158,7 @@ use status::Preallocated;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use turns::Turns;
 use writeback::Rounds;
 
 /// An open qcow2 image: the driver of a node. See the page of this module.
@@ -178,7 +180,7 @@ pub struct Qcow2 {
     bad_tables: BTreeSet<u64>,
     l1: L1Table,
     /// Turns to give an L1 entry a table of its own.
-    l1_turns: Box<[CoMutex<()>]>,
+    l1_turns: Turns,
     slices: Arc<SliceCache>,
     refcounts: Arc<Refcounts>,
     cleaning: Arc<CacheCleaning>,

@@ -9,7 +9,9 @@
 //! X2. The data file reaches over the whole disk before the first write, and nothing is written to
 //!     it past the end of the disk: it ends where the disk ends.
 //! X3. A raw data file (autoclear bit 1) reads, by itself, like the disk: what the entries say to
-//!     be zeros is zeros there *before* they say so.
+//!     be zeros is zeros there *before* they say so, and what comes to a disk that grows is zeroed
+//!     before it is mapped. Only a write in place that is in flight beside the zeros may differ: the
+//!     disk then shows the zeros, the file the write.
 //! X4. A hole is made in the data file under the range lock and before the entry changes: later it
 //!     could hit what was written to the same place meanwhile.
 //! X5. A flush reaches the data file before any entry that needs it is written (W1).
@@ -192,7 +194,14 @@ impl Qcow2 {
         let Some(external) = &self.external else { return Ok(()) };
         let data = self.data(layers)?;
         let _turn = external.growing.lock().await;
-        external.set_length(data, size, mode).await
+        let (disk, has) = (self.disk_size(), data.length().min(size));
+        external.set_length(data, size, mode).await?;
+        // A longer file, or a write that was late when the disk shrank, left bytes behind the end of
+        // the disk. Where nothing is mapped nobody sees them.
+        if has > disk && (external.raw || mode != Preallocation::Off) {
+            data.write_zeroes(disk, has - disk, RequestFlags::default()).await?;
+        }
+        Ok(())
     }
 
     /// Makes durable what was written to the data file and the file, the former first or at once.

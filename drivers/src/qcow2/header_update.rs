@@ -1,11 +1,64 @@
 //! Changing the header of an open image.
+//!
+//! - **HU1** When fields of a sector were to be changed and the file said no, what the header says is
+//!   made sure of: it is what it was before, durably, or nobody knows, and then the image is given up.
+//!   So no table goes on being written that the header may not name any more.
 
 use super::Qcow2;
 use super::header::Header;
-use blockplex_graph::{Child, RequestFlags, Result};
+use blockplex_graph::{Child, Error, RequestFlags, Result};
 use blockplex_io::buffer::IoBuffer;
 
+/// The header fields from the size to the L1 offset: size, encryption, L1 entries, L1 offset.
+pub(super) const DISK_FIELDS: u64 = 24;
+
+/// What became of a switch that failed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Switch {
+    /// The header is as before, durably.
+    NotMade,
+    /// Nobody knows: whatever either outcome refers to stays counted.
+    InDoubt,
+}
+
+/// The bytes of the fields at [`DISK_FIELDS`].
+pub(super) fn disk_fields(header: &Header, size: u64, entries: u32, offset: u64) -> Vec<u8> {
+    let mut bytes = size.to_be_bytes().to_vec();
+    bytes.extend(header.crypt_method.to_be_bytes());
+    bytes.extend(entries.to_be_bytes());
+    bytes.extend(offset.to_be_bytes());
+    bytes
+}
+
 impl Qcow2 {
+    /// Changes fields of one sector of the header, durably (HU1). On an error it tries to bring back
+    /// what was `before`. With the header.
+    pub(super) async fn switch_header(
+        &self,
+        file: &Child,
+        offset: u64,
+        before: &[u8],
+        after: &[u8],
+    ) -> Result<(), (Error, Switch)> {
+        debug_assert_eq!(offset / 512, (offset + after.len() as u64 - 1) / 512, "one sector");
+        let write = async |bytes: &[u8]| {
+            file.write(offset, IoBuffer::from_slice(bytes), RequestFlags::default()).await?;
+            file.flush().await
+        };
+        let doubt = self.doubt();
+        let Err(error) = write(after).await else {
+            doubt.settle();
+            return Ok(());
+        };
+        match write(before).await {
+            Ok(()) => {
+                doubt.settle();
+                Err((error, Switch::NotMade))
+            }
+            Err(_) => Err((error, Switch::InDoubt)),
+        }
+    }
+
     /// Changes the header: the whole header cluster is written anew, in one write, and made
     /// durable. What it refers to must be durable before. Unknown fields and extensions are kept.
     ///

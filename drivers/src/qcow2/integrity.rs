@@ -5,6 +5,8 @@
 //!     the stored bitmaps are marked as in use, durably.
 //! I2. When metadata turns out corrupt, the image is marked so once, and every later write is
 //!     refused. An image that is open read-only is never written to.
+//! I3. When it is not known what a change of metadata left in the file, the image is given up: nothing
+//!     is written any more, and whoever wants to make something durable hears of it, its close too.
 
 use super::Qcow2;
 use super::format_error::{FormatError, FormatErrorKind};
@@ -26,6 +28,31 @@ pub(super) struct Integrity {
     way: AtomicU8,
     /// I2 has happened.
     broken: AtomicBool,
+    /// I3 has happened.
+    given_up: AtomicBool,
+}
+
+/// Gives the image up when it goes away unsettled (I3): with a change that failed, or that was torn
+/// down with its loop and may still reach the file.
+#[must_use = "a doubt that is not settled gives the image up"]
+pub(super) struct Doubt<'a> {
+    image: &'a Qcow2,
+    settled: bool,
+}
+
+impl Doubt<'_> {
+    /// It is known what the file holds.
+    pub(super) fn settle(mut self) {
+        self.settled = true;
+    }
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.image.give_up();
+        }
+    }
 }
 
 /// How a write may go its short way.
@@ -93,9 +120,16 @@ impl Qcow2 {
             kept &= !feature::BITMAPS;
         }
         if header.autoclear_features != kept {
-            header.autoclear_features = kept;
-            write_features(file, &header).await?;
-            file.flush().await?;
+            let before = std::mem::replace(&mut header.autoclear_features, kept);
+            let cleared = match write_features(file, &header).await {
+                Ok(()) => file.flush().await,
+                failed => failed,
+            };
+            if cleared.is_err() {
+                // Whoever comes next must try again.
+                header.autoclear_features = before;
+            }
+            cleared?;
         }
         self.mark_bitmaps_in_use(file, &header).await?;
         self.choose_way();
@@ -121,11 +155,27 @@ impl Qcow2 {
         result
     }
 
-    /// Refuses all later writes: what is in memory may not be what is on the disk any more.
-    pub(super) fn give_up(&self, error: &Error) {
-        tracing::error!(%error, "the header of a qcow2 image is in doubt: no more writes");
+    /// What goes on from here is not known before it is settled (I3).
+    pub(super) fn doubt(&self) -> Doubt<'_> {
+        Doubt { image: self, settled: false }
+    }
+
+    /// I3. Refuses all later writes: what is in memory may not be what is on the disk any more.
+    pub(super) fn give_up(&self) {
+        tracing::error!("the metadata of a qcow2 image is in doubt: no more writes");
         // Relaxed: as in `is_broken`.
+        self.integrity.given_up.store(true, Ordering::Relaxed);
         self.integrity.broken.store(true, Ordering::Relaxed);
+    }
+
+    /// Fails when the image was given up (I3).
+    pub(super) fn check_known(&self) -> Result<()> {
+        // Relaxed: as in `is_broken`.
+        if !self.integrity.given_up.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let text = "a change of the image's metadata failed half-way: it must be opened anew";
+        Err(Error::new(ErrorKind::Io, text))
     }
 
     /// I2. Best effort: the request fails in any case.

@@ -97,11 +97,6 @@ impl L1Table {
         (place.offset, place.entries)
     }
 
-    /// All entries as bytes, for a table of `entries` entries.
-    pub(super) fn bytes(&self, entries: u64) -> Vec<u8> {
-        (0..entries).flat_map(|index| self.get(index).to_be_bytes()).collect()
-    }
-
     /// The table is now at `offset`, with `entries` entries, where `written` was written of it.
     /// What has changed since that snapshot is dirty.
     pub(super) fn moved(&self, offset: u64, entries: u64, written: &[u8]) {
@@ -125,8 +120,9 @@ impl L1Table {
         *place = L1Place { offset, entries: entries.len() as u64, dirty: BTreeSet::new() };
     }
 
-    /// Takes the changed parts; whoever takes them writes them or puts them back.
-    pub(super) fn take_dirty(&self) -> Vec<DirtySector> {
+    /// Takes the changed parts; whoever takes them writes them or puts them back. With them, as of
+    /// the same moment, the table as the bytes of `whole` entries.
+    pub(super) fn take_dirty(&self, whole: u64) -> (Vec<DirtySector>, Vec<u8>) {
         let mut place = self.place.lock();
         let dirty = std::mem::take(&mut place.dirty);
         let (offset, entries) = (place.offset, place.entries);
@@ -136,7 +132,8 @@ impl L1Table {
             let bytes = (start..end).flat_map(|index| self.get(index).to_be_bytes()).collect();
             DirtySector { sector, offset: offset + start * TABLE_ENTRY_BYTES, bytes }
         };
-        dirty.into_iter().map(part).collect()
+        let table = (0..whole).flat_map(|index| self.get(index).to_be_bytes()).collect();
+        (dirty.into_iter().map(part).collect(), table)
     }
 
     /// Takes back parts whose write failed.
@@ -165,11 +162,11 @@ mod tests {
     #[test]
     fn entries_set_while_the_table_moves_are_written_to_its_new_place() {
         let table = L1Table::new(65536, &[0; 70]);
-        let snapshot = table.bytes(200);
+        let (_, snapshot) = table.take_dirty(200);
         table.set(3, 7);
-        drop(table.take_dirty());
+        drop(table.take_dirty(0).0);
         table.moved(1 << 20, 200, &snapshot);
-        let taken = table.take_dirty();
+        let taken = table.take_dirty(0).0;
         assert_eq!((taken[0].offset, taken[0].bytes[31]), (1 << 20, 7));
     }
 
@@ -177,11 +174,11 @@ mod tests {
     fn only_changed_sectors_are_written_and_not_past_the_table() {
         let table = L1Table::new(65536, &[0; 70]);
         table.set(69, 7);
-        let taken = table.take_dirty();
+        let taken = table.take_dirty(0).0;
         assert_eq!(taken.len(), 1);
         assert_eq!((taken[0].offset, taken[0].bytes.len()), (65536 + 512, 48));
-        assert!(table.take_dirty().is_empty());
+        assert!(table.take_dirty(0).0.is_empty());
         table.put_back(&taken);
-        assert_eq!(table.take_dirty()[0].bytes[47], 7);
+        assert_eq!(table.take_dirty(0).0[0].bytes[47], 7);
     }
 }

@@ -16,7 +16,7 @@ use super::header::{Header, Version, feature};
 use super::integrity::write_features;
 use super::open::Qcow2Options;
 use blockplex_graph::{Child, Error, ErrorKind, Result};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// Changed refcount blocks that may wait in memory.
 const MANY_BLOCKS: usize = 32;
@@ -24,16 +24,28 @@ const MANY_BLOCKS: usize = 32;
 /// See the page.
 pub(super) struct LazyRefcounts {
     wanted: AtomicBool,
-    /// The dirty bit is set, durably.
-    marked: AtomicBool,
+    /// Whether the dirty bit is set: a [`Mark`].
+    mark: AtomicU8,
+}
+
+/// What is known of the dirty bit in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Mark {
+    /// It is clear.
+    Clear = 0,
+    /// It is set, durably.
+    Set = 1,
+    /// To set it or to clear it failed: it may be either.
+    InDoubt = 2,
 }
 
 impl LazyRefcounts {
     pub(super) fn new(wanted: bool) -> LazyRefcounts {
-        LazyRefcounts { wanted: AtomicBool::new(wanted), marked: AtomicBool::new(false) }
+        LazyRefcounts { wanted: AtomicBool::new(wanted), mark: AtomicU8::new(Mark::Clear as u8) }
     }
 
-    // Relaxed, everywhere here: `marked` is used with the turn of a round, and `wanted` is a flag
+    // Relaxed, everywhere here: `mark` is used with the turn of a round, and `wanted` is a flag
     // of its own.
     pub(super) fn is_wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed)
@@ -43,8 +55,12 @@ impl LazyRefcounts {
         self.wanted.store(wanted, Ordering::Relaxed);
     }
 
-    fn is_marked(&self) -> bool {
-        self.marked.load(Ordering::Relaxed)
+    fn mark(&self) -> Mark {
+        match self.mark.load(Ordering::Relaxed) {
+            0 => Mark::Clear,
+            1 => Mark::Set,
+            _ => Mark::InDoubt,
+        }
     }
 }
 
@@ -67,7 +83,7 @@ impl Qcow2 {
         if !self.lazy.is_wanted() || changed == 0 || changed > MANY_BLOCKS {
             return Ok(false);
         }
-        if !self.lazy.is_marked() {
+        if self.lazy.mark() != Mark::Set {
             self.set_dirty_bit(file, true).await?;
         }
         Ok(true)
@@ -75,13 +91,13 @@ impl Qcow2 {
 
     /// After a round that left nothing out: whether the mark is to go.
     pub(super) fn may_mark_clean(&self) -> bool {
-        self.lazy.is_marked() && !self.lazy.is_wanted()
+        self.lazy.mark() != Mark::Clear && !self.lazy.is_wanted()
     }
 
     /// Marks the image clean if it is marked dirty (Y2). With the turn, after a round that left
     /// nothing out.
     pub(super) async fn mark_clean(&self, file: &Child) -> Result<()> {
-        if !self.lazy.is_marked() || self.is_broken() {
+        if self.lazy.mark() == Mark::Clear || self.is_broken() {
             return Ok(());
         }
         self.set_dirty_bit(file, false).await
@@ -90,17 +106,20 @@ impl Qcow2 {
     async fn set_dirty_bit(&self, file: &Child, dirty: bool) -> Result<()> {
         let mut header = self.header.lock().await;
         let before = header.incompatible_features;
+        self.lazy.mark.store(Mark::InDoubt as u8, Ordering::Relaxed);
         header.incompatible_features =
             if dirty { before | feature::DIRTY } else { before & !feature::DIRTY };
         let written = match write_features(file, &header).await {
             Ok(()) => file.flush().await,
             failed => failed,
         };
-        if written.is_err() {
-            header.incompatible_features = before;
+        match &written {
+            Ok(()) => {
+                let mark = if dirty { Mark::Set } else { Mark::Clear };
+                self.lazy.mark.store(mark as u8, Ordering::Relaxed);
+            }
+            Err(_) => header.incompatible_features = before,
         }
-        let marked = if written.is_ok() { dirty } else { !dirty };
-        self.lazy.marked.store(marked, Ordering::Relaxed);
         written
     }
 }

@@ -15,9 +15,6 @@ use blockplex_graph::{DebugEvent, Error, ErrorKind, RequestFlags, Result};
 use blockplex_io::buffer::IoVector;
 use std::sync::Arc;
 
-/// Turns for L1 entries (those that fall on different ones do not wait for each other).
-pub(super) const L1_TURNS: usize = 64;
-
 /// A pin of tier 2. It has no destructor on purpose: a request that is torn down with its loop may
 /// leave I/O behind that nobody waits for, and then the pin must never be given back. What was
 /// freed since is not used again until the image is opened anew; nothing else is lost.
@@ -116,8 +113,7 @@ impl Qcow2 {
     ) -> Result<Arc<Slice>> {
         let index = self.l1_index(number);
         if !self.owns_table(index) {
-            let turn = &self.l1_turns[(index % L1_TURNS as u64) as usize];
-            let _turn = turn.lock().await;
+            let _turn = self.l1_turns.of(index).await;
             if !self.owns_table(index) {
                 self.make_table(layers, index).await?;
             }

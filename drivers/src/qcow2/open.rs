@@ -21,13 +21,13 @@ use super::l1_table::L1Table;
 use super::layers::{DATA, FILE, NOWHERE};
 use super::lazy_refcounts::{LazyRefcounts, wants_lazy};
 use super::limbo::Limbo;
-use super::loader::L1_TURNS;
 use super::notice;
 use super::overlap::{OverlapChecks, Structure, inactive_tables};
 use super::refcounts::Refcounts;
 use super::slice_cache::SliceCache;
 use super::snapshot::{self, Snapshot, SnapshotSelector, Snapshots};
 use super::status::Preallocated;
+use super::turns::Turns;
 use super::writeback::Rounds;
 use blockplex_drain::Grace;
 use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, Result};
@@ -220,7 +220,7 @@ impl Qcow2 {
             slice_bits,
             bad_tables,
             l1: L1Table::new(header.l1_table_offset, &l1),
-            l1_turns: (0..L1_TURNS).map(|_| CoMutex::new(())).collect(),
+            l1_turns: Turns::new(),
             slices,
             refcounts,
             cleaning,

@@ -17,12 +17,12 @@ pub(super) use allocation::{AllocationError, HostRun};
 
 use super::geometry::{Geometry, TABLE_ENTRY_BYTES};
 use super::overlap::{OverlapChecks, Structure};
+use super::turns::Turns;
 use crate::dirty_bitmap::tree::{MAX_CHUNKS, Tree};
 use allocation::{Allocation, Attempt};
 use block::Block;
 use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
-use blockplex_io::lock::CoMutex;
 use extent::FileExtent;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -38,8 +38,8 @@ pub(super) struct Refcounts {
     /// The clusters of watched metadata.
     watched: Arc<Tree>,
     allocation: Mutex<Allocation>,
-    /// One block is read at a time.
-    loading: CoMutex<()>,
+    /// Turns to read a block.
+    loading: Turns,
     /// How far the file reaches.
     file_extent: FileExtent,
 }
@@ -80,7 +80,7 @@ impl Refcounts {
             cluster_bits: geometry.cluster_bits(),
             watched: allocation.metadata.watched(),
             allocation: Mutex::new(allocation),
-            loading: CoMutex::new(()),
+            loading: Turns::new(),
             file_extent: FileExtent::new(&geometry, file_length),
         };
         refcounts.set_cache_bytes(cache_bytes);
@@ -350,7 +350,7 @@ impl Refcounts {
     }
 
     async fn load(&self, file: &Child, index: u64) -> Result<()> {
-        let _turn = self.loading.lock().await;
+        let _turn = self.loading.of(index).await;
         let (offset, size, order) = {
             let allocation = self.allocation.lock();
             if allocation.blocks.contains_key(&index) {

@@ -7,15 +7,15 @@
 use super::Qcow2;
 use super::discard::DiscardReason;
 use super::entry::Version;
+use super::geometry::TABLE_ENTRY_BYTES;
+use super::header_update::{DISK_FIELDS, Switch, disk_fields};
 use super::layers::Layers;
 use super::limbo::Freed;
 use super::overlap::Structure;
+use super::refcounts::HostRun;
 use blockplex_graph::{DebugEvent, Error, ErrorKind, Preallocation, RequestFlags, Result};
 use blockplex_io::buffer::{IoBuffer, IoVector};
 use std::sync::atomic::Ordering;
-
-/// The header fields from the size to the L1 offset: size, encryption, L1 entries, L1 offset.
-const SIZE_OFFSET: u64 = 24;
 
 impl Qcow2 {
     /// Bytes of the virtual disk.
@@ -128,33 +128,37 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Writes the new size, with a larger L1 table if it takes one. With the turn of a round.
+    /// Writes the new size, with a larger L1 table if it takes one (HU1). With the turn of a round.
     pub(super) async fn write_size(&self, layers: &Layers, size: u64) -> Result<()> {
         let (old_offset, old_entries) = self.l1.place();
         let entries = self.geometry.l1_entries_for(size).max(old_entries);
-        let mut offset = old_offset;
-        let mut table = Vec::new();
-        if entries > old_entries {
-            table = self.l1.bytes(entries);
-            offset = self.write_l1(layers, &table).await?;
-        }
+        let moved = match entries > old_entries {
+            true => Some(self.write_l1(layers, entries).await?),
+            false => None,
+        };
+        let offset = moved.as_ref().map_or(old_offset, |(run, _)| run.offset);
         let mut header = self.header.lock().await;
-        let mut bytes = size.to_be_bytes().to_vec();
-        bytes.extend(header.crypt_method.to_be_bytes());
+        let before = disk_fields(&header, header.size, header.l1_size, header.l1_table_offset);
         // At most 2^22 entries: the size was checked.
-        bytes.extend((entries as u32).to_be_bytes());
-        bytes.extend(offset.to_be_bytes());
-        let vector = IoBuffer::from_slice(&bytes);
-        if offset != old_offset {
+        let after = disk_fields(&header, size, entries as u32, offset);
+        if moved.is_some() {
             layers.file.announce(DebugEvent::L1GrowActivateTable).await;
         }
-        layers.file.write(SIZE_OFFSET, vector, RequestFlags::default()).await?;
-        layers.file.flush().await?;
+        let switched = self.switch_header(&layers.file, DISK_FIELDS, &before, &after).await;
+        if let Err((error, switch)) = switched {
+            drop(header);
+            return Err(match moved {
+                Some((run, _)) if switch == Switch::NotMade => {
+                    self.abandon(layers, run, error).await
+                }
+                _ => error,
+            });
+        }
         (header.size, header.l1_size, header.l1_table_offset) = (size, entries as u32, offset);
         drop(header);
-        if offset != old_offset {
+        if let Some((_, table)) = moved {
             self.l1.moved(offset, entries, &table);
-            let clusters = self.geometry.clusters_for(old_entries * 8);
+            let clusters = self.geometry.clusters_for(old_entries * TABLE_ENTRY_BYTES);
             if clusters > 0 {
                 let discard = self.passes_discard(DiscardReason::Other);
                 self.free(Freed { offset: old_offset, clusters, discard });
@@ -163,22 +167,38 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Writes an L1 table to a new place and makes it, its refcounts, and all that it names
-    /// durable.
-    async fn write_l1(&self, layers: &Layers, table: &[u8]) -> Result<u64> {
-        let bytes = table.len() as u64;
+    /// Writes an L1 table of `entries` entries to a new place and makes it, its refcounts, and all
+    /// that it names durable. It is the table of a round, no younger: an entry that came after it
+    /// would name what is not durable, one that the round has and the table has not would be lost
+    /// to whoever waits for the round.
+    async fn write_l1(&self, layers: &Layers, entries: u64) -> Result<(HostRun, Vec<u8>)> {
+        let bytes = entries * TABLE_ENTRY_BYTES;
         let clusters = self.geometry.clusters_for(bytes);
         layers.file.announce(DebugEvent::L1GrowAllocTable).await;
         let allocated = self.refcounts.allocate_row(&layers.file, clusters).await;
         let run = self.judge(&layers.file, allocated).await?;
         self.refcounts.add_metadata(Structure::ActiveL1, run.offset, bytes);
-        self.round(layers).await?;
-        let mut whole = IoBuffer::zeroed((clusters << self.geometry.cluster_bits()) as usize);
-        whole[..table.len()].copy_from_slice(table);
+        match self.write_table_of_round(layers, run, entries).await {
+            Ok(table) => {
+                self.refcounts.note_short_end(run.offset + bytes);
+                Ok((run, table))
+            }
+            Err(error) => Err(self.abandon(layers, run, error).await),
+        }
+    }
+
+    async fn write_table_of_round(
+        &self,
+        layers: &Layers,
+        run: HostRun,
+        entries: u64,
+    ) -> Result<Vec<u8>> {
+        let table = self.round_with_table(layers, entries).await?;
+        let mut whole = IoBuffer::zeroed((run.clusters << self.geometry.cluster_bits()) as usize);
+        whole[..table.len()].copy_from_slice(&table);
         layers.file.announce(DebugEvent::L1GrowWriteTable).await;
         layers.file.write(run.offset, whole, RequestFlags::default()).await?;
         layers.file.flush().await?;
-        self.refcounts.note_short_end(run.offset + bytes);
-        Ok(run.offset)
+        Ok(table)
     }
 }

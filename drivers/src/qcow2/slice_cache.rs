@@ -17,14 +17,12 @@
 mod directory;
 
 use super::slice::{Slice, SliceEditor, SliceNumber};
-use blockplex_io::lock::{CoMutex, CoMutexGuard};
+use super::turns::Turns;
+use blockplex_io::lock::RangeGuard;
 use directory::SliceDirectory;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Loads that may run side by side (of slices that fall on different ones).
-const LOADERS: usize = 64;
 
 /// Dirty slices that are written back whatever the budget is: what a write-back copies.
 const MANY_DIRTY: usize = 1024;
@@ -34,7 +32,7 @@ pub(super) struct SliceCache {
     directory: SliceDirectory,
     capacity: AtomicUsize,
     dirty: Mutex<Vec<Arc<Slice>>>,
-    loading: Box<[CoMutex<()>]>,
+    loading: Turns,
 }
 
 /// A changed slice and what is to be written of it.
@@ -50,7 +48,7 @@ impl SliceCache {
             directory: SliceDirectory::new(capacity),
             capacity: AtomicUsize::new(capacity),
             dirty: Mutex::new(Vec::new()),
-            loading: (0..LOADERS).map(|_| CoMutex::new(())).collect(),
+            loading: Turns::new(),
         }
     }
 
@@ -82,9 +80,8 @@ impl SliceCache {
     }
 
     /// Waits for the turn to load a slice. Who has it looks again before reading.
-    pub(super) async fn loading_turn(&self, number: SliceNumber) -> CoMutexGuard<'_, ()> {
-        let stripe = (number % LOADERS as u64) as usize;
-        self.loading[stripe].lock().await
+    pub(super) async fn loading_turn(&self, number: SliceNumber) -> RangeGuard<'_> {
+        self.loading.of(number).await
     }
 
     /// Adds a slice that was loaded, after making room for it.

@@ -32,21 +32,19 @@ use super::Qcow2;
 use super::discard::DiscardReason;
 use super::geometry::TABLE_ENTRY_BYTES;
 use super::header::{MAX_SNAPSHOTS, feature};
+use super::header_update::{DISK_FIELDS, Switch, disk_fields};
 use super::layers::Layers;
 use super::limbo::Freed;
 use super::overlap::Structure;
 use super::snapshot_table::{SnapshotEntry, next_id};
-use blockplex_graph::{Child, Error, ErrorKind, NodeIo, RequestFlags, Result};
-use blockplex_io::buffer::{IoBuffer, IoVector};
+use blockplex_graph::{Child, Error, ErrorKind, NodeIo, Result};
+use blockplex_io::buffer::IoVector;
 use references::Marks;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The most bytes of a name: more do not fit QEMU's tools.
 pub const MAX_SNAPSHOT_NAME_BYTES: usize = 255;
-/// The header fields from the size to the L1 offset: size, encryption, L1 entries, L1 offset.
-const SIZE_OFFSET: u64 = 24;
-
 /// One internal snapshot of an open image.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -77,15 +75,6 @@ pub struct NewSnapshot {
     pub vm_state_size: u64,
     /// Instructions that the guest has run.
     pub instruction_count: Option<u64>,
-}
-
-/// What became of a switch that failed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Switch {
-    /// The disk is as before, durably.
-    NotMade,
-    /// Nobody knows: whatever either outcome refers to stays counted.
-    InDoubt,
 }
 
 impl NewSnapshot {
@@ -363,16 +352,9 @@ impl Qcow2 {
         let mut header = self.header.lock().await;
         // At most 2^22.
         let entries = words.len() as u32;
-        let fields = |size: u64, entries: u32, offset: u64| {
-            let mut bytes = size.to_be_bytes().to_vec();
-            bytes.extend(header.crypt_method.to_be_bytes());
-            bytes.extend(entries.to_be_bytes());
-            bytes.extend(offset.to_be_bytes());
-            bytes
-        };
-        let before = fields(header.size, header.l1_size, header.l1_table_offset);
-        let after = fields(size, entries, run.offset);
-        match self.switch_header(&layers.file, SIZE_OFFSET, &before, &after).await {
+        let before = disk_fields(&header, header.size, header.l1_size, header.l1_table_offset);
+        let after = disk_fields(&header, size, entries, run.offset);
+        match self.switch_header(&layers.file, DISK_FIELDS, &before, &after).await {
             Ok(()) => {}
             Err((error, Switch::NotMade)) => {
                 drop(header);
@@ -396,30 +378,6 @@ impl Qcow2 {
             });
         }
         Ok(())
-    }
-
-    /// Changes fields of one sector of the header, durably. On an error it tries to bring back what
-    /// was `before`; when that fails, too, nobody knows what the header says, and the image is not
-    /// written to any more.
-    async fn switch_header(
-        &self,
-        file: &Child,
-        offset: u64,
-        before: &[u8],
-        after: &[u8],
-    ) -> Result<(), (Error, Switch)> {
-        let write = async |bytes: &[u8]| {
-            file.write(offset, IoBuffer::from_slice(bytes), RequestFlags::default()).await?;
-            file.flush().await
-        };
-        let Err(error) = write(after).await else { return Ok(()) };
-        match write(before).await {
-            Ok(()) => Err((error, Switch::NotMade)),
-            Err(_) => {
-                self.give_up(&error);
-                Err((error, Switch::InDoubt))
-            }
-        }
     }
 
     /// The L1 table of a snapshot, checked.

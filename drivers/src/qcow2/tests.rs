@@ -11,6 +11,7 @@ mod creation;
 mod data_file;
 mod data_file_crash;
 mod departed;
+mod doubt;
 mod encryption;
 mod faults;
 mod fuzz;

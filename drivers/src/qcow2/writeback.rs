@@ -84,10 +84,50 @@ impl Rounds {
 }
 
 /// What a round has taken.
+#[derive(Default)]
 struct Work {
     sectors: Vec<DirtySector>,
     slices: Vec<DirtySlice>,
     refcounts: RefcountWork,
+}
+
+/// The work of a round, on its way to the disk. When it is torn down with its loop, what was taken is
+/// dirty again (W6), and since some of it may still reach the file, the image is given up (I3).
+struct Taken<'a> {
+    image: &'a Qcow2,
+    work: Work,
+    defers: bool,
+    ended: bool,
+}
+
+impl Taken<'_> {
+    /// Ends it; gives the clusters (offset, count) of refcount tables that are not used any more.
+    fn end(mut self, written: bool) -> Vec<(u64, u64)> {
+        self.settle(written)
+    }
+
+    fn settle(&mut self, written: bool) -> Vec<(u64, u64)> {
+        self.ended = true;
+        let Work { sectors, slices, refcounts } = std::mem::take(&mut self.work);
+        let unused = match self.defers {
+            true => Vec::new(),
+            false => self.image.refcounts.settle(&refcounts, written),
+        };
+        if !written {
+            self.image.l1.put_back(&sectors);
+            self.image.slices.put_back(slices);
+        }
+        unused
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.image.give_up();
+            self.settle(false);
+        }
+    }
 }
 
 impl Qcow2 {
@@ -128,7 +168,7 @@ impl Qcow2 {
     /// One round. Only with the turn. It may leave the refcounts out (`lazy_refcounts`).
     pub(super) async fn round(&self, layers: &Layers) -> Result<()> {
         let defers = self.defers_refcounts(&layers.file).await?;
-        self.write_round(layers, defers).await?;
+        self.write_round(layers, defers, 0).await?;
         if !defers && self.may_mark_clean() {
             return self.mark_clean(&layers.file).await;
         }
@@ -137,34 +177,36 @@ impl Qcow2 {
 
     /// One round that leaves nothing out. Only with the turn.
     pub(super) async fn full_round(&self, layers: &Layers) -> Result<()> {
-        self.write_round(layers, false).await
+        self.write_round(layers, false, 0).await.map(drop)
     }
 
-    async fn write_round(&self, layers: &Layers, defers: bool) -> Result<()> {
+    /// One round; gives the L1 table that it began with, as the bytes of `entries` entries. Only with
+    /// the turn.
+    pub(super) async fn round_with_table(&self, layers: &Layers, entries: u64) -> Result<Vec<u8>> {
+        let defers = self.defers_refcounts(&layers.file).await?;
+        self.write_round(layers, defers, entries).await
+    }
+
+    async fn write_round(&self, layers: &Layers, defers: bool, entries: u64) -> Result<Vec<u8>> {
+        self.check_known()?;
         let number = self.rounds.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        let sectors = self.l1.take_dirty();
+        let (sectors, table) = self.l1.take_dirty(entries);
         let slices = self.slices.take_dirty();
         let refcounts = match defers {
             true => RefcountWork::default(),
             false => self.refcounts.take_dirty(),
         };
         let work = Work { sectors, slices, refcounts };
-        let result = self.write_work(layers, &work).await;
-        let unused = match defers {
-            true => Vec::new(),
-            false => self.refcounts.settle(&work.refcounts, result.is_ok()),
-        };
-        if result.is_err() {
-            self.l1.put_back(&work.sectors);
-            self.slices.put_back(work.slices);
-            return result;
-        }
+        let taken = Taken { image: self, work, defers, ended: false };
+        let result = self.write_work(layers, &taken.work).await;
+        let unused = taken.end(result.is_ok());
+        result?;
         self.rounds.succeeded.store(number, Ordering::SeqCst);
         for (offset, clusters) in unused {
             let discard = self.passes_discard(DiscardReason::Other);
             self.free(Freed { offset, clusters, discard });
         }
-        Ok(())
+        Ok(table)
     }
 
     /// Steps 2 to 4.
@@ -296,6 +338,7 @@ impl Qcow2 {
         if self.read_only {
             return Ok(());
         }
+        self.check_known()?;
         if self.is_broken() {
             // No metadata of a corrupt image is written any more.
             return self.flush_files(layers).await;

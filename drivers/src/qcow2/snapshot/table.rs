@@ -1,11 +1,12 @@
 //! The snapshot table in the file: reading it at open, and replacing it.
 
-use super::{Snapshot, Switch};
+use super::Snapshot;
 use crate::qcow2::Qcow2;
 use crate::qcow2::discard::DiscardReason;
 use crate::qcow2::format_error::{FormatError, Place};
 use crate::qcow2::geometry::{Geometry, TABLE_ENTRY_BYTES};
 use crate::qcow2::header::Header;
+use crate::qcow2::header_update::Switch;
 use crate::qcow2::layers::Layers;
 use crate::qcow2::limbo::Freed;
 use crate::qcow2::overlap::Structure;

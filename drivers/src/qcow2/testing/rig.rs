@@ -1,10 +1,11 @@
 //! An open image: a graph of a qcow2 node over a volume, and a queue on the test's own loop.
 
 use super::volume::Volume;
+use crate::blkdebug::{Blkdebug, BlkdebugOptions};
 use crate::qcow2::{Qcow2, Qcow2Options};
 use blockplex_graph::{
-    Access, BlockGraph, BlockStatus, Child, DiscardMode, NodeId, NodeIo, NodeOptions, Origin,
-    Outcome, Permissions, Queue, Request, Result, Role, Scope,
+    Access, BlockGraph, BlockStatus, Child, DiscardMode, NodeId, NodeIo, NodeOptions, NodeView,
+    Origin, Outcome, Permissions, Queue, Request, Result, Role, Scope,
 };
 use blockplex_io::buffer::{IoBuffer, IoVector};
 use blockplex_io::event_loop::{EventLoop, LoopConfig};
@@ -17,6 +18,7 @@ pub(crate) struct Rig {
     pub(crate) graph: BlockGraph,
     pub(crate) origin: Arc<Origin>,
     node: NodeId,
+    file: NodeId,
 }
 
 /// How to open an image.
@@ -26,6 +28,8 @@ pub(crate) struct Setup {
     pub(crate) read_only: bool,
     pub(crate) backing: Option<Volume>,
     pub(crate) data: Option<Volume>,
+    /// The file lies below a `blkdebug` node, for breakpoints.
+    pub(crate) breakpoints: bool,
 }
 
 pub(crate) fn new_loop() -> EventLoop {
@@ -57,6 +61,17 @@ pub(crate) fn with_files<T, const N: usize>(
     })
 }
 
+/// A `blkdebug` node.
+pub(crate) struct Listener(Arc<NodeView>);
+
+impl std::ops::Deref for Listener {
+    type Target = Blkdebug;
+
+    fn deref(&self) -> &Blkdebug {
+        self.0.driver_as().unwrap()
+    }
+}
+
 impl Rig {
     pub(crate) fn writable(volume: &Volume) -> Rig {
         Rig::open(volume, Setup::default()).unwrap()
@@ -69,7 +84,12 @@ impl Rig {
             let graph = BlockGraph::new();
             let mut change = graph.begin().await;
             let plain = NodeOptions { discard: DiscardMode::Unmap, ..NodeOptions::default() };
-            let file = change.add_node(Some("file"), volume.driver(), plain, &[])?;
+            let lowest = change.add_node(Some("file"), volume.driver(), plain, &[])?;
+            let mut file = lowest;
+            if setup.breakpoints {
+                let listener = Box::new(Blkdebug::new(BlkdebugOptions::default(), 1)?);
+                file = change.add_node(Some("listener"), listener, plain, &[(Role::File, file)])?;
+            }
             let mut children = vec![(Role::File, file)];
             if let Some(data) = &setup.data {
                 let data = change.add_node(Some("data"), data.driver(), plain, &[])?;
@@ -83,7 +103,7 @@ impl Rig {
             change.commit(&drained).await?;
             drop(drained);
             let topology = graph.topology();
-            let view = topology.node(file).unwrap();
+            let view = topology.node(lowest).unwrap();
             let child = Child::for_control(&local, view, Permissions::ALL);
             let driver = Qcow2::open(&child, setup.options, setup.read_only).await?;
             let mut change = graph.begin().await;
@@ -100,10 +120,15 @@ impl Rig {
             change.commit(&drained).await?;
             drop(drained);
             let queue = Queue::open(&graph, &origin, &local, "queue");
-            Ok((graph, origin, node, queue))
+            Ok((graph, origin, (node, file), queue))
         });
-        let (graph, origin, node, queue) = opened?;
-        Ok(Rig { event_loop, queue: Some(queue), graph, origin, node })
+        let (graph, origin, (node, file), queue) = opened?;
+        Ok(Rig { event_loop, queue: Some(queue), graph, origin, node, file })
+    }
+
+    /// The node below the image, when it was opened with breakpoints.
+    pub(crate) fn listener(&self) -> Listener {
+        Listener(self.graph.topology().node(self.file).unwrap().clone())
     }
 
     /// Runs `work` with the queue, on the rig's loop.
