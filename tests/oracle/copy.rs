@@ -1,6 +1,8 @@
 //! `qemu-img convert`, `dd`, `compare` and `bench`.
 
 use crate::pair::Pair;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 /// Images of 4 MiB (but `long`, and `odd` of a few bytes): data, zeros of all kinds and holes.
 fn images() -> Pair {
@@ -57,6 +59,50 @@ fn copies_have_the_same_bytes_whatever_the_options() {
     pair.run("qemu-img convert -p -q a copy");
     pair.run("qemu-img convert --image-opts driver=qcow2,file.filename=a copy");
     pair.same_image("copy", "raw");
+}
+
+#[test]
+fn progress_has_the_same_steps() {
+    let pair = Pair::new();
+    pair.given("qemu-img create -q a 40M");
+    let words = ["qemu-io", "-f", "raw", "-c", "write -q -P 1 0 17M", "-c", "write -q 21M 3M", "a"];
+    pair.given_words(&words.map(str::to_owned));
+    pair.given("qemu-img create -q -f qcow2 -b a -F raw overlay");
+    for command in [
+        "convert -p -O qcow2 a b",
+        "convert -p -S 0 -O qcow2 a c",
+        "compare -p -f raw -F qcow2 a b",
+        "compare -p -f raw -F raw a c",
+        "rebase -p -F qcow2 -b b overlay",
+    ] {
+        pair.run(&format!("qemu-img {command}"));
+    }
+}
+
+#[test]
+fn whoever_sends_sigusr1_is_told_how_far_a_copy_is() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a"), vec![1; 100 << 20]).unwrap();
+    let mut copy = Command::new(env!("CARGO_BIN_EXE_blockplex"))
+        .args(["img", "convert", "-f", "raw", "-O", "raw", "-r", "40M", "a", "copy"])
+        .current_dir(&folder)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The target is made after the signal has become harmless.
+    while !folder.path().join("copy").exists() {
+        assert_eq!(copy.try_wait().unwrap(), None, "the copy ended at once");
+        std::thread::yield_now();
+    }
+    let process = rustix::process::Pid::from_child(&copy);
+    rustix::process::kill_process(process, rustix::process::Signal::USR1).unwrap();
+    let mut line = String::new();
+    BufReader::new(copy.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    copy.kill().unwrap();
+    copy.wait().unwrap();
+    let percent = line.strip_prefix("    (").and_then(|rest| rest.strip_suffix("/100%)\n"));
+    let percent: f32 = percent.unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
+    assert!((0.0..100.0).contains(&percent), "{line}");
 }
 
 #[test]

@@ -78,6 +78,19 @@ pub(super) struct Extent {
     pub(super) length: u64,
 }
 
+impl Extent {
+    /// Whether it goes on where `before`, the extent that ends where this one begins, ended.
+    pub(super) fn follows(&self, before: &Extent) -> bool {
+        match (before.place, self.place) {
+            (Place::Compressed { .. } | Place::Bad(_), _) => false,
+            (Place::Data { host, copied }, Place::Data { host: next, copied: next_copied }) => {
+                copied == next_copied && host + before.length == next
+            }
+            (before, next) => before == next,
+        }
+    }
+}
+
 /// A place in a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlicePosition {

@@ -1,7 +1,6 @@
 //! Block status: where an extent's data is.
 //!
-//! An extent is as long as the metadata in memory tells at once, and ends where its place in the file
-//! ends. A cluster that is kept for zeros, or for subclusters that nobody wrote, has a place, too.
+//! An extent is as long as its L2 table tells, and ends where its place in the file ends. A cluster that is kept for zeros, or for subclusters that nobody wrote, has a place, too.
 //!
 //! In an image whose clusters were mapped before they were written to, the file is asked as well: its
 //! holes read as zeros. Whether an image is such a one is guessed once, by how much less storage the
@@ -10,7 +9,7 @@
 use super::Qcow2;
 use super::entry::{Cluster, L2Entry};
 use super::layers::Layers;
-use super::lookup::Place;
+use super::lookup::{Extent, Place};
 use super::slice::Slice;
 use blockplex_graph::{BlockStatus, Result};
 use blockplex_io::event_loop::yield_now;
@@ -31,16 +30,7 @@ impl Qcow2 {
         offset: u64,
         length: u64,
     ) -> Result<BlockStatus> {
-        let extent = loop {
-            let extent = self.look_up(offset, length);
-            if extent.place != Place::Missing {
-                break extent;
-            }
-            let hold = self.hold(layers);
-            let loaded = self.slice(layers, self.position(offset).number).await;
-            hold.release();
-            loaded?;
-        };
+        let extent = self.longest_extent(layers, offset, length).await?;
         let length = extent.length;
         let found = BlockStatus { length, allocated: true, ..BlockStatus::default() };
         Ok(match extent.place {
@@ -55,6 +45,40 @@ impl Qcow2 {
                 self.backing_status(layers, offset, length).await?
             }
         })
+    }
+
+    /// The extent at `offset`, as far as its L2 table tells.
+    async fn longest_extent(&self, layers: &Layers, offset: u64, length: u64) -> Result<Extent> {
+        let mut extent = self.loaded_extent(layers, offset, length).await?;
+        let table = self.l1_index(self.position(offset).number);
+        while extent.length < length && !matches!(extent.place, Place::Compressed { .. }) {
+            let end = offset + extent.length;
+            let position = self.position(end);
+            let is_next_slice = (position.index, position.in_cluster) == (0, 0);
+            if !is_next_slice || self.l1_index(position.number) != table {
+                break;
+            }
+            let next = self.loaded_extent(layers, end, length - extent.length).await?;
+            if !next.follows(&extent) {
+                break;
+            }
+            extent.length += next.length;
+        }
+        Ok(extent)
+    }
+
+    /// The extent at `offset`, as far as its slice tells, which is loaded if need be.
+    async fn loaded_extent(&self, layers: &Layers, offset: u64, length: u64) -> Result<Extent> {
+        loop {
+            let extent = self.look_up(offset, length);
+            if extent.place != Place::Missing {
+                return Ok(extent);
+            }
+            let hold = self.hold(layers);
+            let loaded = self.slice(layers, self.position(offset).number).await;
+            hold.release();
+            loaded?;
+        }
     }
 
     fn file_of_data(&self, layers: &Layers) -> Option<blockplex_graph::NodeId> {
@@ -91,34 +115,33 @@ impl Qcow2 {
             return found;
         }
         let position = self.position(offset);
-        let kept = self.slices.with(position.number, |slice| {
-            let first = self.kept_place(slice, position.index);
-            let cluster_size = self.geometry.cluster_size();
-            let mut end = cluster_size - position.in_cluster;
-            let mut next = 1;
-            while end < found.length {
-                let place = self.kept_place(slice, position.index + next as usize);
-                if place != first.map(|host| host + next * cluster_size) {
-                    break;
-                }
-                end += cluster_size;
-                next += 1;
+        // Without a table, or with one that has left the cache since: nothing that is known of.
+        let Some(first) = self.kept_place(offset) else { return found };
+        let cluster_size = self.geometry.cluster_size();
+        let start = offset - position.in_cluster;
+        let mut kept = cluster_size;
+        while position.in_cluster + found.length > kept {
+            if self.kept_place(start + kept) != Some(first.map(|host| host + kept)) {
+                break;
             }
-            (first, end)
-        });
-        match kept {
-            Some((place, end)) => BlockStatus {
-                length: found.length.min(end),
-                offset: place.map(|host| host + position.in_cluster),
-                file: place.and_then(|_| self.file_of_data(layers)),
-                ..found
-            },
-            None => found,
+            kept += cluster_size;
+        }
+        BlockStatus {
+            length: found.length.min(kept - position.in_cluster),
+            offset: first.map(|host| host + position.in_cluster),
+            file: first.and_then(|_| self.file_of_data(layers)),
+            ..found
         }
     }
 
-    /// The place of a cluster that is not, or not all, data.
-    fn kept_place(&self, slice: &Slice, index: usize) -> Option<u64> {
+    /// The place, if any, of the cluster at a guest offset, which is not, or not all, data; none
+    /// when its slice is not in memory.
+    fn kept_place(&self, offset: u64) -> Option<Option<u64>> {
+        let position = self.position(offset);
+        self.slices.with(position.number, |slice| self.kept_place_in(slice, position.index))
+    }
+
+    fn kept_place_in(&self, slice: &Slice, index: usize) -> Option<u64> {
         match L2Entry::decode(slice.entry(index), &self.geometry, self.version).ok()? {
             Cluster::Zero { host, .. } => host,
             Cluster::Normal { host, .. } => Some(host),

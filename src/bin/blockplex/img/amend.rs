@@ -251,7 +251,7 @@ fn amend_file(
     let work = async move |file: &Child| {
         let mut tell = |done: u64, whole: u64| {
             if whole > 0 {
-                progress.set(done as f64 / whole as f64 * 100.0);
+                progress.set(done as f32 * 100.0 / whole as f32);
             }
         };
         amend(file, &options, &mut tell).await

@@ -4,7 +4,7 @@
 //! by itself, the overlays without what is below them, the base for writing.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use blockplex::drivers::qcow2::Qcow2;
 use blockplex::graph::NodeIo;
@@ -249,20 +249,9 @@ fn copy_down(
         offload: None,
     };
     let source = CopySource { disk, start: 0, backing_length: u64::MAX };
-    let whole = Arc::new(OnceLock::<u64>::new());
-    let (line, measured) = (progress.clone(), whole.clone());
-    let moved = move |bytes| {
-        if let Some(whole) = measured.get() {
-            line.add(bytes, *whole);
-        }
-    };
     let target = Disk::new(base.backend.clone())?;
-    let copy = Arc::new(Copy::new(tool.name().to_owned(), vec![source], target, how, moved));
-    if progress.is_shown() {
-        let data = copy.measure().map_err(|error| Failure::new(error.to_string()))?;
-        // Set once, here.
-        let _ = whole.set(data);
-    }
+    let copy =
+        Arc::new(Copy::new(tool.name().to_owned(), vec![source], target, how, progress.clone()));
     copy.run().map_err(|error| Failure::new(error.to_string()))?;
     // The overlay is emptied next.
     base.disk().flush()?;

@@ -14,13 +14,13 @@ use std::cmp::{max, min};
 use std::sync::Arc;
 
 use super::disk::Disk;
-use super::progress::Progress;
+use super::progress::{InOrder, Progress};
 use super::{Command, print_command_help};
 use crate::tool::getopt::{Opt, Parser, long, long_with, opt, with};
 use crate::tool::message::strerror;
 use crate::tool::open::{CacheMode, Image, ImageOpenOptions};
 use crate::tool::{Failure, Tool};
-use comparison::{Comparison, Finding, Side};
+use comparison::{Comparison, Finding, Moved, Side};
 
 /// The command.
 pub const COMMAND: Command = Command {
@@ -158,18 +158,14 @@ fn compare_open(
         return Ok(1);
     }
     let (end, whole) = (min(lengths[0], lengths[1]), max(lengths[0], lengths[1]));
-    let moved = |progress: &Arc<Progress>| {
-        let progress = progress.clone();
-        move |bytes| progress.add(bytes, whole)
-    };
-    let both =
-        Comparison::of_both(first.clone(), second.clone(), end, options.strict, moved(progress));
+    let moved = |start| Moved { parts: InOrder::new(progress.clone(), start), whole };
+    let both = Comparison::of_both(first.clone(), second.clone(), end, options.strict, moved(0));
     let mut found = both.run()?;
     if found.is_none() && end < whole {
         say("Warning: Image size mismatch!");
         let (disk, side) =
             if lengths[0] > lengths[1] { (first, Side::First) } else { (second, Side::Second) };
-        found = Comparison::with_zeros(disk, side, end, moved(progress)).run()?;
+        found = Comparison::with_zeros(disk, side, end, moved(end)).run()?;
     }
     let name = |side| match side {
         Side::First => &images[0].filename,

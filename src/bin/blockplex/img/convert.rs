@@ -335,20 +335,8 @@ fn copy_into(
         target.clear()?;
     }
     let how = how_of(options, sources, target)?;
-    let whole = Arc::new(std::sync::OnceLock::<u64>::new());
-    let (line, measured) = (progress.clone(), whole.clone());
-    let moved = move |bytes| {
-        if let Some(whole) = measured.get() {
-            line.add(bytes, *whole);
-        }
-    };
     let name = tool.name().to_owned();
-    let copy = Arc::new(Copy::new(name, sources.of_copy()?, disk, how, moved));
-    if progress.is_shown() {
-        let data = copy.measure().map_err(|error| Failure::new(error.to_string()))?;
-        // Set once, here.
-        let _ = whole.set(data);
-    }
+    let copy = Arc::new(Copy::new(name, sources.of_copy()?, disk, how, progress.clone()));
     copy.run().map_err(|error| Failure::new(error.to_string()))?;
     if let (true, [source]) = (options.bitmaps, sources.images()) {
         bitmaps::copy(tool, source, target.image())?;

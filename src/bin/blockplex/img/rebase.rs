@@ -14,7 +14,7 @@ use blockplex::{Error, ErrorKind, block_on};
 
 use super::commit::{is_same, levels_below};
 use super::disk::Disk;
-use super::progress::Progress;
+use super::progress::{InOrder, Progress};
 use super::source::{FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, QUIET, Source, cache_mode};
 use super::{Command, one_file, print_command_help};
 use crate::tool::getopt::{Opt, Parser, opt, with};
@@ -104,7 +104,7 @@ fn run(tool: &mut Tool, words: Vec<String>) -> Result<u8, Failure> {
     if options.backing.is_none() && !options.is_unsafe {
         return Err(Failure::usage("Must specify backing file (-b) or use unsafe mode (-u)"));
     }
-    let progress = Arc::new(Progress::new(shown && !quiet, 1.0));
+    let progress = Arc::new(Progress::new(shown && !quiet, 2.0));
     progress.set(0.0);
     let result = rebase(tool, &options, &filename, &progress);
     progress.end();
@@ -217,8 +217,6 @@ fn merge_from(
         _ => information.cluster_size,
     };
     let overlay = Disk::new(image.backend.clone())?;
-    let (line, whole) = (progress.clone(), overlay.length());
-    let moved = Box::new(move |bytes| line.add(bytes, whole));
     // In version 2, a driver stores no zeros where it stores nothing yet and nothing is below.
     let zero_clusters = information.version >= Version::V3;
     let merge = Merge {
@@ -228,7 +226,7 @@ fn merge_from(
         zero_clusters,
         compress: options.compress,
         shared_depth,
-        progress: moved,
+        progress: InOrder::new(progress.clone(), 0),
     };
     merge.run().map_err(Failure::new)?;
     // The clusters come before the name that makes them needed.

@@ -10,10 +10,11 @@ use blockplex::{BlockStatus, Error, IoBuffer};
 use parking_lot::Mutex;
 
 use crate::img::disk::{Disk, OpenDisk, SECTOR};
+use crate::img::progress::InOrder;
 use crate::img::{lanes, zeroes};
 
 /// The most bytes that are compared at once.
-const BUFFER: u64 = 512 << 10;
+const BUFFER: u64 = 2 << 20;
 
 /// Chunks in flight.
 const LANES: usize = 8;
@@ -47,10 +48,23 @@ pub struct Comparison {
     first_is: Side,
     end: u64,
     strict: bool,
-    progress: Box<dyn Fn(u64) + Send + Sync>,
+    moved: Moved,
     position: CoMutex<u64>,
     stop: AtomicBool,
     found: Mutex<Option<(u64, Finding)>>,
+}
+
+/// How far a comparison has come.
+pub struct Moved {
+    pub parts: InOrder,
+    /// The bytes that count 100 %.
+    pub whole: u64,
+}
+
+impl Moved {
+    fn on(&self, offset: u64, length: u64) {
+        self.parts.done(offset, length, length as f32 / self.whole as f32 * 100.0);
+    }
 }
 
 /// What is to be done with a chunk.
@@ -63,25 +77,14 @@ enum Check {
 
 impl Comparison {
     /// The comparison of the first `end` bytes of two disks.
-    pub fn of_both(
-        first: Disk,
-        second: Disk,
-        end: u64,
-        strict: bool,
-        progress: impl Fn(u64) + Send + Sync + 'static,
-    ) -> Comparison {
-        Comparison::new(0, end, first, Some(second), Side::First, strict, progress)
+    pub fn of_both(first: Disk, second: Disk, end: u64, strict: bool, moved: Moved) -> Comparison {
+        Comparison::new(0, end, first, Some(second), Side::First, strict, moved)
     }
 
     /// The comparison of one disk's rest from `start` on with zeros.
-    pub fn with_zeros(
-        disk: Disk,
-        side: Side,
-        start: u64,
-        progress: impl Fn(u64) + Send + Sync + 'static,
-    ) -> Comparison {
+    pub fn with_zeros(disk: Disk, side: Side, start: u64, moved: Moved) -> Comparison {
         let end = disk.length();
-        Comparison::new(start, end, disk, None, side, false, progress)
+        Comparison::new(start, end, disk, None, side, false, moved)
     }
 
     fn new(
@@ -91,7 +94,7 @@ impl Comparison {
         second: Option<Disk>,
         first_is: Side,
         strict: bool,
-        progress: impl Fn(u64) + Send + Sync + 'static,
+        moved: Moved,
     ) -> Comparison {
         Comparison {
             first,
@@ -99,7 +102,7 @@ impl Comparison {
             first_is,
             end,
             strict,
-            progress: Box::new(progress),
+            moved,
             position: CoMutex::new(start),
             stop: AtomicBool::new(false),
             found: Mutex::new(None),
@@ -155,10 +158,11 @@ impl<'a> Lane<'a> {
                 Check::Both => self.compare(offset, length).await,
                 Check::IsZero(side) => self.expect_zeros(side, offset, length).await,
             };
-            if let Some((offset, finding)) = finding {
-                comparison.report(offset, finding);
+            match finding {
+                // Nor do the chunks after it count, then.
+                Some((offset, finding)) => comparison.report(offset, finding),
+                None => comparison.moved.on(offset, length),
             }
-            (comparison.progress)(length);
         }
         Ok(())
     }

@@ -12,7 +12,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use blockplex::io::lock::CoMutex;
 use blockplex::{Error, IoBuffer, Local};
@@ -22,6 +22,7 @@ use super::offload::Offload;
 use super::walk::{Chunk, Kind, Walk};
 use crate::img::disk::{Disk, OpenDisk, SECTOR};
 use crate::img::lanes;
+use crate::img::progress::Progress;
 use crate::img::rate::RateLimit;
 use crate::img::turn::Turn;
 use crate::img::zeroes::Sparse;
@@ -120,7 +121,9 @@ pub struct Copy {
     target: Disk,
     how: How,
     rate: Option<RateLimit>,
-    progress: Box<dyn Fn(u64) + Send + Sync>,
+    progress: Arc<Progress>,
+    /// The bytes that count as 100 %: those of data, once they have been counted.
+    whole: AtomicU64,
     walk: CoMutex<Walk>,
     turn: Turn,
     stop: AtomicBool,
@@ -128,14 +131,13 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// A copy of the sources, which lie one after the other from 0 on. `progress` is told of the
-    /// bytes of data that have been taken on, from any thread.
+    /// A copy of the sources, which lie one after the other from 0 on.
     pub fn new(
         name: String,
         sources: Vec<Source>,
         target: Disk,
         how: How,
-        progress: impl Fn(u64) + Send + Sync + 'static,
+        progress: Arc<Progress>,
     ) -> Copy {
         Copy {
             name,
@@ -144,7 +146,8 @@ impl Copy {
             target,
             rate: how.rate.map(RateLimit::new),
             how,
-            progress: Box::new(progress),
+            progress,
+            whole: AtomicU64::new(0),
             walk: CoMutex::new(Walk::new()),
             turn: Turn::default(),
             stop: AtomicBool::new(false),
@@ -153,7 +156,7 @@ impl Copy {
     }
 
     /// How much data a copy will take on, by the block status of all sources.
-    pub fn measure(self: &Arc<Self>) -> Result<u64, Box<dyn std::error::Error>> {
+    fn measure(self: &Arc<Self>) -> Result<u64, Box<dyn std::error::Error>> {
         let sum = Arc::new(Mutex::new(Ok(0)));
         let (copy, result) = (self.clone(), sum.clone());
         lanes::run(1, move |_| {
@@ -170,11 +173,9 @@ impl Copy {
     }
 
     async fn sum(&self, disks: &[OpenDisk]) -> Result<u64, CopyError> {
-        let (mut walk, mut sum) = (Walk::new(), 0);
-        while let Some(chunk) = walk.next(self, disks).await? {
-            sum += self.cost(&chunk);
-        }
-        Ok(sum)
+        let mut walk = Walk::new();
+        while walk.next(self, disks).await?.is_some() {}
+        Ok(walk.cost)
     }
 
     /// Copies everything.
@@ -182,6 +183,9 @@ impl Copy {
     /// # Errors
     /// The failure at the lowest offset, or whatever kept the lanes from being started.
     pub fn run(self: &Arc<Self>) -> Result<(), Box<dyn std::error::Error>> {
+        // Nobody is kept waiting for a line that nobody looks at.
+        let whole = if self.progress.is_shown() { self.measure()? } else { self.total };
+        self.whole.store(whole, Ordering::Relaxed);
         let copy = self.clone();
         lanes::run(self.how.lanes, move |local| lane(copy.clone(), local))?;
         match self.error.lock().take() {
@@ -211,14 +215,17 @@ impl Copy {
         }
     }
 
-    /// The chunk's bytes that count as progress.
-    fn cost(&self, chunk: &Chunk) -> u64 {
-        let counts = match chunk.kind {
-            Kind::Data => true,
-            Kind::Zero => self.how.sparse.is_none(),
-            Kind::Backed => false,
-        };
-        if counts { chunk.length } else { 0 }
+    /// The next chunk. Progress is told of it at once: in the order of the disk.
+    async fn take(&self, disks: &[OpenDisk]) -> Result<Option<Chunk>, CopyError> {
+        let mut walk = self.walk.lock().await;
+        let before = walk.cost;
+        let chunk = walk.next(self, disks).await?;
+        // Relaxed: it was set before the lanes were started.
+        let whole = self.whole.load(Ordering::Relaxed);
+        if walk.cost > before && whole > 0 {
+            self.progress.set((walk.cost as f64 * 100.0 / whole as f64) as f32);
+        }
+        Ok(chunk)
     }
 
     fn open_sources(&self) -> Result<Vec<OpenDisk>, Error> {
@@ -277,9 +284,7 @@ impl Lane<'_> {
     async fn work(&mut self) -> Result<(), CopyError> {
         let copy = self.copy;
         while !copy.stop.load(Ordering::Relaxed) {
-            let chunk = copy.walk.lock().await.next(copy, &self.sources).await?;
-            let Some(mut chunk) = chunk else { break };
-            let cost = copy.cost(&chunk);
+            let Some(mut chunk) = copy.take(&self.sources).await? else { break };
             match chunk.kind {
                 Kind::Data if self.offload(&chunk).await => chunk.kind = Kind::Backed,
                 Kind::Data => self.read(&chunk).await?,
@@ -297,7 +302,6 @@ impl Lane<'_> {
             if copy.how.in_order {
                 copy.turn.pass(chunk.offset + chunk.length);
             }
-            (copy.progress)(cost);
         }
         Ok(())
     }

@@ -36,12 +36,14 @@ pub struct Walk {
     /// Up to where `kind` is known to hold.
     known_until: u64,
     kind: Kind,
+    /// The bytes so far that cost time: they are what progress counts.
+    pub cost: u64,
 }
 
 impl Walk {
     /// A walk from the disk's start.
     pub fn new() -> Walk {
-        Walk { position: 0, known_until: 0, kind: Kind::Data }
+        Walk { position: 0, known_until: 0, kind: Kind::Data, cost: 0 }
     }
 
     /// The next chunk; none at the end.
@@ -81,6 +83,9 @@ impl Walk {
             }
         }
         self.position += length;
+        if kind == Kind::Data || kind == Kind::Zero && how.sparse.is_none() {
+            self.cost += length;
+        }
         Ok(Some(Chunk { offset, length, kind }))
     }
 }

@@ -13,6 +13,7 @@ use blockplex::{Error, IoBuffer};
 use parking_lot::Mutex;
 
 use crate::img::disk::{Disk, OpenDisk};
+use crate::img::progress::InOrder;
 use crate::img::{lanes, zeroes};
 use crate::tool::message::strerror;
 
@@ -38,8 +39,8 @@ pub struct Merge {
     /// How many images up the new backing file is in the old chain: what the chain holds there or
     /// below does not change.
     pub shared_depth: Option<u32>,
-    /// Told of the bytes that have been dealt with.
-    pub progress: Box<dyn Fn(u64) + Send + Sync>,
+    /// Told of the ranges that have been dealt with.
+    pub progress: InOrder,
 }
 
 struct Run {
@@ -50,6 +51,12 @@ struct Run {
 }
 
 impl Merge {
+    /// What a range counts that had to be looked at; as in QEMU, whatever its length.
+    fn percent(&self) -> f32 {
+        let length = self.overlay.length();
+        100.0 / (length / length.clamp(1, BUFFER)) as f32
+    }
+
     /// Does it.
     ///
     /// # Errors
@@ -104,7 +111,8 @@ impl<'a> Lane<'a> {
             if !is_shown {
                 self.keep(offset, length).await?;
             }
-            (self.run.merge.progress)(length);
+            let percent = if is_shown { 0.0 } else { self.run.merge.percent() };
+            self.run.merge.progress.done(offset, length, percent);
         }
         Ok(())
     }
@@ -118,6 +126,22 @@ impl<'a> Lane<'a> {
         if left == 0 || self.run.stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
+        let (mut length, is_shown) = self.look(offset, left).await?;
+        // However many extents the files below show here, they are read as one.
+        while !is_shown && length < left.min(BUFFER) {
+            let (more, is_shown) = self.look(offset + length, left - length).await?;
+            if is_shown {
+                break;
+            }
+            length += more.min(BUFFER - length);
+        }
+        *position += length;
+        Ok(Some((offset, length, is_shown)))
+    }
+
+    /// How far from `offset` on it is the same whether what is there shows afterwards.
+    async fn look(&self, offset: u64, left: u64) -> Result<(u64, bool), String> {
+        let merge = &self.run.merge;
         let status = self.overlay.status(offset, left).await.map_err(|error| {
             format!("error while reading image metadata: {}", strerror(error.errno()))
         })?;
@@ -127,16 +151,14 @@ impl<'a> Lane<'a> {
             Some(shared) => !status.backed || status.depth >= shared,
             None => false,
         };
-        let (length, is_shown) = if status.allocated {
+        Ok(if status.allocated {
             (status.length, true)
         } else if is_shared && whole > 0 {
             (whole, true)
         } else {
             // A unit that the overlay does not hold, it does not hold in part either.
             (status.length.min(BUFFER).next_multiple_of(merge.unit).min(left), false)
-        };
-        *position += length;
-        Ok(Some((offset, length, is_shown)))
+        })
     }
 
     /// Writes to the overlay where the new backing file differs from what it shows.
