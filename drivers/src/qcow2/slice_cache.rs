@@ -9,7 +9,8 @@
 //!
 //! C1. The budget bounds the clean slices that nobody uses. Dirty slices and those in the hands of
 //!     a task stay beyond it: nobody fails for want of a place. Tasks that make slices dirty start
-//!     a write-back when half of the budget is dirty (or much in any case), so the excess is small.
+//!     a write-back when half of the budget is dirty (or much in any case), so the excess is small,
+//!     and goes when that has run.
 //! C2. A slice is dropped from memory only when it is as on disk: whoever changes one holds a
 //!     reference, the dirty list holds one until the snapshot is taken, and write-back holds one
 //!     until its write has ended.
@@ -57,6 +58,11 @@ impl SliceCache {
         // Relaxed: a number on its own.
         self.capacity.store(capacity, Ordering::Relaxed);
         self.directory.evict(capacity);
+    }
+
+    /// Lets go what exceeds the budget and is as on disk.
+    pub(super) fn trim(&self) {
+        self.directory.evict(self.capacity());
     }
 
     fn capacity(&self) -> usize {

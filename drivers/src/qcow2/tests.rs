@@ -20,4 +20,5 @@ mod overlap;
 mod resizing;
 mod snapshot_work;
 mod snapshots;
+mod stalls;
 mod subclusters;

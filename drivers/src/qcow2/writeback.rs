@@ -202,6 +202,7 @@ impl Qcow2 {
         let unused = taken.end(result.is_ok());
         result?;
         self.rounds.succeeded.store(number, Ordering::SeqCst);
+        self.slices.trim();
         for (offset, clusters) in unused {
             let discard = self.passes_discard(DiscardReason::Other);
             self.free(Freed { offset, clusters, discard });

@@ -1,6 +1,7 @@
 //! External data files, in both directions with the peer.
 
 use super::basics::pattern;
+use super::concurrency::{hold, settle, write};
 use super::crash::Random;
 use crate::crypto::Secret;
 use crate::crypto::luks::LuksCreateOptions;
@@ -314,5 +315,33 @@ fn a_preallocated_data_file_of_an_encrypted_disk_reads_as_zeros() {
         assert!(rig.read(0, 1 << 20) == model, "extended {extended_l2}");
         rig.close();
         assert!(!pair.data.bytes().windows(64).any(|bytes| bytes == [5; 64]));
+    }
+}
+
+/// X2, X3: a write in place that was late when the disk shrank leaves bytes behind the end of the
+/// data file; they do not come back with a disk that grows.
+#[test]
+fn a_late_write_behind_the_end_of_a_data_file_does_not_come_back() {
+    let scratch = Scratch::new();
+    for (raw, mode) in [(true, Preallocation::Off), (false, Preallocation::Metadata)] {
+        let options = CreateOptions { data_file_raw: raw, ..CreateOptions::new(2 << 20) };
+        let pair = Pair::new(&scratch, options);
+        let mut rig = pair.rig();
+        rig.write(0, &vec![1; 2 << 20]);
+        let held = hold(&pair.data, |event| matches!(event, Event::Write(_, b) if b[0] == 9));
+        rig.run(async |queue| {
+            let late = queue.request(write((2 << 20) - 4096, 4096, 9));
+            settle().await;
+            queue.request(Request::truncate(1 << 20)).await.result.unwrap();
+            held.store(false, std::sync::atomic::Ordering::Relaxed);
+            late.await.result.unwrap();
+        });
+        assert_eq!(pair.data.length(), 2 << 20, "it was late");
+        rig.request(Request::truncate(2 << 20).preallocated(mode)).unwrap();
+        assert!(rig.read(1 << 20, 1 << 20).iter().all(|byte| *byte == 0), "raw {raw}");
+        rig.close();
+        let mut model = vec![1; 1 << 20];
+        model.resize(2 << 20, 0);
+        pair.judge(&scratch, &model, raw);
     }
 }

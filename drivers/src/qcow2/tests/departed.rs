@@ -239,3 +239,130 @@ fn a_flush_holds_up_no_read() {
     });
     rig.close();
 }
+
+/// C05, C09: whoever leaves while he waits for a cluster, or holds it, takes no lock to do so and
+/// leaves nobody stuck.
+#[test]
+fn requests_that_are_left_in_a_row_for_one_cluster_hold_up_nobody() {
+    let scratch = Scratch::new();
+    let (volume, mut rig, _) = one_cluster(&scratch);
+    let held = hold(&volume, is_late);
+    rig.run(async |queue| {
+        let first = queue.request(write(5 << 16, 512, 9));
+        settle().await;
+        let others: Vec<_> =
+            (1..9).map(|number| queue.request(write((5 << 16) + number * 512, 512, 2))).collect();
+        let erasure = queue.request(Request::discard(5 << 16, 65536));
+        settle().await;
+        // All at once, with the storage stuck: to leave is to forget, and takes no turn.
+        drop((first, others, erasure));
+        assert_eq!(queue.in_flight(), 10, "they go on");
+        let last = queue.request(write(5 << 16, 65536, 7));
+        queue.request(write(6 << 16, 512, 1)).await.result.unwrap();
+        held.store(false, Ordering::Relaxed);
+        last.await.result.unwrap();
+    });
+    assert_eq!(finish(&scratch, &volume, rig)[5 << 16..][..65536], [7; 65536]);
+}
+
+/// C12: a panic in one request, while it writes new data. The others go on, and its cluster can be
+/// written to again.
+#[test]
+fn a_panic_in_one_request_holds_up_no_other() {
+    let scratch = Scratch::new();
+    let (volume, mut rig, _) = one_cluster(&scratch);
+    volume.set_gate(|event| if is_late(event) { panic!("injected") } else { Ok(false) });
+    rig.run(async |queue| {
+        let broken = queue.request(write(5 << 16, 512, 9));
+        let behind = queue.request(write((5 << 16) + 512, 512, 2));
+        let other = queue.request(write(6 << 16, 512, 3));
+        assert!(broken.await.result.is_err());
+        behind.await.result.unwrap();
+        other.await.result.unwrap();
+        queue.request(Request::flush()).await.result.unwrap();
+    });
+    volume.remove_gate();
+    rig.write(5 << 16, &[4; 512]);
+    rig.close();
+    let path = scratch.path();
+    volume.save(&path);
+    // Its new cluster is lost to the image, as that of any request that was torn down.
+    scratch.check_allowing_leaks(&path);
+    let contents = scratch.contents(&path);
+    assert_eq!(contents[5 << 16..][..1024], [[4; 512], [2; 512]].concat());
+    assert_eq!(contents[6 << 16..][..512], [3; 512]);
+}
+
+/// C12: a panic while metadata is written back. What was on its way is not said to be durable, and
+/// nothing is written over it.
+#[test]
+fn a_panic_in_a_write_back_gives_the_image_up() {
+    let scratch = Scratch::new();
+    let (volume, mut rig, _) = one_cluster(&scratch);
+    rig.write(5 << 16, &[2; 512]);
+    let mut panics = true;
+    volume.set_gate(move |event| {
+        if *event == Event::Flush && std::mem::take(&mut panics) {
+            panic!("injected");
+        }
+        Ok(false)
+    });
+    assert!(rig.request(Request::flush()).is_err());
+    assert!(rig.request(Request::flush()).is_err(), "nor is it later");
+    assert!(rig.try_write(0, &[3; 512]).is_err());
+    assert_eq!(rig.read(5 << 16, 512), [2; 512]);
+    assert!(rig.try_close().is_err());
+    let path = scratch.path();
+    volume.save(&path);
+    scratch.check_allowing_leaks(&path);
+    assert_eq!(scratch.contents(&path)[..65536], [1; 65536]);
+}
+
+/// C13: the guest changes its memory while it is written compressed, or encrypted below. What is
+/// stored was the same for whoever looked at it: a stream that can be read, of one moment.
+#[test]
+fn memory_that_changes_while_it_is_compressed_makes_a_whole_stream() {
+    let scratch = Scratch::new();
+    let (volume, mut rig, _) = one_cluster(&scratch);
+    let memory = IoVector::zeroed(65536);
+    memory.fill(0, 65536, 5);
+    let guest = memory.clone();
+    // Between the compression and the end of the write, again and again.
+    let mut byte = 5;
+    volume.set_gate(move |_| {
+        byte += 1;
+        guest.fill(0, 65536, byte);
+        Ok(false)
+    });
+    rig.request(Request::write(5 << 16, memory).compressed()).unwrap();
+    volume.remove_gate();
+    let stored = rig.read(5 << 16, 65536);
+    assert!(stored.iter().all(|byte| *byte == stored[0]), "torn");
+    assert_eq!(finish(&scratch, &volume, rig)[5 << 16..][..65536], stored);
+}
+
+/// Q23: the mark goes with the last writer, not with a reader that closes while it works.
+#[test]
+fn a_reader_that_closes_leaves_the_dirty_bit_of_the_writer() {
+    let scratch = Scratch::new();
+    let volume = Volume::from_file(&scratch.create("lazy_refcounts=on", "1M"));
+    let mut writer = Rig::writable(&volume);
+    writer.write(0, &[1; 512]);
+    writer.flush();
+    let is_dirty = || volume.bytes()[79] & 1 != 0;
+    let before = volume.bytes();
+    let read_only = Setup { read_only: true, ..Setup::default() };
+    // A thread has one loop.
+    std::thread::scope(|scope| {
+        let read = || {
+            let mut reader = Rig::open(&volume, read_only.clone()).unwrap();
+            assert_eq!(reader.read(0, 512), [1; 512]);
+            reader.close();
+        };
+        scope.spawn(read).join().unwrap();
+    });
+    assert!(is_dirty() && volume.bytes() == before, "a reader writes nothing");
+    writer.write(5 << 16, &[2; 512]);
+    assert_eq!(finish(&scratch, &volume, writer)[5 << 16..][..512], [2; 512]);
+    assert!(!is_dirty());
+}

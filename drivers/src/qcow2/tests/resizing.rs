@@ -1,6 +1,6 @@
 //! Smaller and larger disks, mapped ahead or not, and images that are made empty.
 
-use super::concurrency::{SECTOR, hammer, sector};
+use super::concurrency::{SECTOR, hammer, hold, sector, settle, write};
 use super::crash::{Random, crashed};
 use crate::qcow2::testing::Scratch;
 use crate::qcow2::testing::rig::{Rig, Setup, new_loop, with_file};
@@ -8,6 +8,7 @@ use crate::qcow2::testing::volume::{Event, Volume};
 use crate::qcow2::{CreateOptions, Qcow2, create};
 use blockplex_graph::{ErrorKind, NodeIo, Preallocation, Queue, Request, Result};
 use blockplex_io::buffer::{IoBuffer, IoVector};
+use std::sync::atomic::Ordering;
 
 const OPTIONS: [&str; 7] = [
     "",
@@ -430,6 +431,39 @@ fn a_disk_that_shrinks_and_grows_beside_writers_loses_nothing() {
         for (number, version) in models.into_iter().flatten() {
             let at = (number * SECTOR) as usize;
             assert!(contents[at..at + 512] == sector(number, version), "{options}: {number}");
+        }
+    }
+}
+
+/// Q21: two writers in the last cluster, which the disk has only a part of, in both orders; the rest
+/// of it is zeros when the disk grows.
+#[test]
+fn writers_at_an_unaligned_end_leave_each_others_bytes_and_zeros_behind_it() {
+    let scratch = Scratch::new();
+    for options in ["cluster_size=512", "", "extended_l2=on,cluster_size=16k"] {
+        for first in [true, false] {
+            let volume = Volume::from_file(&scratch.create(options, "66536"));
+            let backing = Some(Volume::new(&[0x77; 66_536]));
+            let mut rig = Rig::open(&volume, Setup { backing, ..Setup::default() }).unwrap();
+            let held = hold(&volume, move |event| match event {
+                Event::Write(_, bytes) => bytes.contains(&(if first { 8 } else { 9 })),
+                _ => false,
+            });
+            rig.run(async |queue| {
+                let one = queue.request(write(65_536, 700, 8));
+                let other = queue.request(write(66_236, 300, 9));
+                settle().await;
+                held.store(false, Ordering::Relaxed);
+                one.await.result.unwrap();
+                other.await.result.unwrap();
+            });
+            let end = [[8; 500].as_slice(), &[8; 200], &[9; 300]].concat();
+            assert_eq!(rig.read(65_536, 1000), end, "{options}");
+            resize(&mut rig, 128 << 10).unwrap();
+            assert_eq!(rig.read(65_536, 1000), end, "{options}");
+            assert!(rig.read(66_536, 64_536).iter().all(|byte| *byte == 0), "{options}");
+            rig.close();
+            scratch.check_clean(&saved(&scratch, &volume));
         }
     }
 }
