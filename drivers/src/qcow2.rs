@@ -32,6 +32,8 @@
 //! | `bitmap` | dirty bitmaps, stored in the image or not |
 //! | `snapshot` | internal snapshots, and the VM state that they have |
 //! | `overlap` | writes that would hit metadata |
+//! | `locks` | the locks and their order |
+//! | `truths` | what must hold, what holds it, and what fails when it breaks |
 //! | `integrity` | the first write, and damaged images |
 //! | [`amend`] | changing what an image was created with |
 //! | [`check`] | finding and repairing damage, on the file of an image that is not open |
@@ -64,9 +66,7 @@
 //! - **Q3** An error names the field, its value, where it stands, and the rule it breaks; text
 //!   that came from the image is escaped and cut before it is shown.
 //!
-//! Locks, each taken only while holding ones above it: the turn to resize, the guest range, the L1 entry, the loading
-//! turn of a slice, the write-back turn, the header, the loading turn of refcount blocks; then
-//! mutexes that are held for some instructions.
+//! The locks, and the order in which they are taken, stand in `locks` (LK1, LK2).
 
 pub mod amend;
 mod bitmap;
@@ -96,6 +96,7 @@ mod layers;
 mod lazy_refcounts;
 mod limbo;
 mod loader;
+mod locks;
 mod lookup;
 mod make_empty;
 pub mod measure;
@@ -120,7 +121,7 @@ mod subclusters;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-mod turns;
+mod truths;
 mod write;
 mod writeback;
 
@@ -150,6 +151,7 @@ use integrity::Integrity;
 use l1_table::L1Table;
 use lazy_refcounts::LazyRefcounts;
 use limbo::Limbo;
+use locks::Ranked;
 use parking_lot::Mutex;
 use refcounts::Refcounts;
 use slice_cache::SliceCache;
@@ -158,7 +160,6 @@ use status::Preallocated;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use turns::Turns;
 use writeback::Rounds;
 
 /// An open qcow2 image: the driver of a node. See the page of this module.
@@ -180,7 +181,7 @@ pub struct Qcow2 {
     bad_tables: BTreeSet<u64>,
     l1: L1Table,
     /// Turns to give an L1 entry a table of its own.
-    l1_turns: Turns,
+    l1_turns: Ranked<RangeLock, { locks::L1_ENTRY }>,
     slices: Arc<SliceCache>,
     refcounts: Arc<Refcounts>,
     cleaning: Arc<CacheCleaning>,
@@ -195,11 +196,11 @@ pub struct Qcow2 {
     discards: Arc<DiscardRules>,
     preallocated: Preallocated,
     /// Guest clusters whose mapping is being changed.
-    ranges: RangeLock,
+    ranges: Ranked<RangeLock, { locks::RANGE }>,
     rounds: Rounds,
     /// The turn to change the size, or to do other management work.
-    resizing: CoMutex<()>,
-    header: CoMutex<Header>,
+    resizing: Ranked<CoMutex<()>, { locks::RESIZE }>,
+    header: Ranked<CoMutex<Header>, { locks::HEADER }>,
     snapshots: Mutex<Snapshots>,
     bitmaps: Bitmaps,
     /// The snapshot that is shown instead of the disk.

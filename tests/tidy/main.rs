@@ -106,3 +106,73 @@ fn dependencies_between_the_crates_run_one_way() {
         }
     }
 }
+
+/// The numbers of the truths at the head of a file: `//! - **W1** …` or `//! W1. …`.
+fn truths(text: &str) -> Vec<String> {
+    let number = |line: &str| {
+        let line = line.strip_prefix("//! ")?;
+        let marked = line.strip_prefix("- **").and_then(|rest| rest.split_once("**"));
+        let (number, _) = marked.or_else(|| line.split_once(". "))?;
+        let digits = number.trim_start_matches(|letter: char| letter.is_ascii_uppercase());
+        let is_number = !digits.is_empty() && digits.chars().all(|digit| digit.is_ascii_digit());
+        (is_number && digits.len() < number.len()).then(|| number.to_owned())
+    };
+    text.lines().filter_map(number).collect()
+}
+
+/// The words between backquotes.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// Every numbered truth of the qcow2 driver stands in the list, with what holds it and with tests
+/// that exist; and the list has no other.
+#[test]
+fn every_truth_of_qcow2_names_what_holds_it_and_tests_that_exist() {
+    let sources = sources();
+    let is_meant = |name: &str| {
+        name == "drivers/src/qcow2.rs"
+            || name == "drivers/src/dirty_bitmap.rs"
+            || name.starts_with("drivers/src/qcow2/") && !name.contains("/tests")
+    };
+    let mut stated = Vec::new();
+    for (_, text) in sources.iter().filter(|(name, _)| is_meant(name)) {
+        stated.extend(truths(text));
+    }
+    assert!(stated.len() > 50, "the truths were not found: {stated:?}");
+    let list = fs::read_to_string(root().join("drivers/src/qcow2/truths.rs")).unwrap();
+    let mut listed = Vec::new();
+    for row in list.lines().filter_map(|line| line.strip_prefix("//! | ")) {
+        let columns: Vec<&str> = row.trim_end_matches(" |").split(" | ").collect();
+        let [number, _, held_by, tests] = columns[..] else { panic!("{row}: not four columns") };
+        if number == "truth" || number.starts_with("---") {
+            continue;
+        }
+        listed.push(number.to_owned());
+        for function in quoted(held_by) {
+            let is_there = |kind: &str| {
+                let declared = format!("{kind} {function}");
+                sources.iter().any(|(_, text)| text.contains(&declared))
+            };
+            assert!(is_there("fn") || is_there("struct"), "{number}: there is no `{function}`");
+        }
+        assert!(!quoted(tests).is_empty(), "{number} names no test");
+        for test in quoted(tests) {
+            let is_test = |text: &str| {
+                let Some(at) = text.find(&format!("fn {test}(")) else { return false };
+                let before: Vec<&str> = text[..at].lines().rev().take(4).collect();
+                before.iter().any(|line| line.contains("#[test]"))
+            };
+            let found = sources.iter().any(|(_, text)| is_test(text));
+            assert!(found, "{number}: there is no test `{test}`");
+        }
+    }
+    let missing: Vec<_> = stated.iter().filter(|truth| !listed.contains(truth)).collect();
+    assert!(missing.is_empty(), "drivers/src/qcow2/truths.rs lacks {missing:?}");
+    let unknown: Vec<_> = listed.iter().filter(|truth| !stated.contains(truth)).collect();
+    assert!(unknown.is_empty(), "drivers/src/qcow2/truths.rs has {unknown:?}, which nobody states");
+    let (mut sorted, count) = (stated.clone(), stated.len());
+    sorted.sort_unstable();
+    sorted.dedup();
+    assert_eq!(sorted.len(), count, "a number is used twice: {stated:?}");
+}

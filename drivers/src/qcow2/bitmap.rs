@@ -24,10 +24,12 @@ use super::bitmap_directory::{BitmapEntry, MAX_BITMAP_BYTES, MAX_BITMAP_NAME_BYT
 use super::entry::Version;
 use super::extension::{MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS};
 use super::layers::Layers;
+use super::locks::Held;
 use crate::dirty_bitmap::DirtyBitmap;
 use crate::open_gate::escape_bytes;
 use arc_swap::ArcSwap;
 use blockplex_graph::{Error, ErrorKind, NodeIo, Result};
+use blockplex_io::lock::CoMutexGuard;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -339,10 +341,7 @@ impl Qcow2 {
     }
 
     /// What changing bitmaps begins with: those in the file are out of date from now on.
-    async fn begin_bitmap_work(
-        &self,
-        io: &NodeIo,
-    ) -> Result<blockplex_io::lock::CoMutexGuard<'_, ()>> {
+    async fn begin_bitmap_work(&self, io: &NodeIo) -> Result<Held<CoMutexGuard<'_, ()>>> {
         self.prepare_for_writing(&Layers::of(io)?.file).await?;
         Ok(self.resizing.lock().await)
     }

@@ -13,11 +13,11 @@ use super::entry::{Cluster, L2Entry};
 use super::header::feature;
 use super::join::join_all;
 use super::layers::Layers;
+use super::refcounts::HostRun;
 use super::slice::Slice;
 use blockplex_graph::driver::LocalFuture;
 use blockplex_graph::{DebugEvent, Error, ErrorKind, RequestFlags, Result};
 use blockplex_io::buffer::{IoBuffer, IoVector};
-use blockplex_io::lock::RangeMode;
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -121,7 +121,7 @@ impl Qcow2 {
     /// Writes the compressed bytes of the cluster at guest offset `at`.
     async fn store_compressed(&self, layers: &Layers, at: u64, bytes: Vec<u8>) -> Result<()> {
         let end = at + self.geometry.cluster_size();
-        let guard = self.ranges.lock(at..end, RangeMode::Exclusive).await;
+        let guard = self.ranges.lock(at..end).await;
         self.check_inside(layers, end)?;
         let hold = self.hold(layers);
         let stored = self.store_locked(layers, at, &bytes).await;
@@ -151,6 +151,7 @@ impl Qcow2 {
         let allocated = self.refcounts.allocate_bytes(&layers.file, size).await;
         let host = self.judge(&layers.file, allocated).await?;
         self.check_data_write(&layers.file, host, size).await?;
+        debug_assert!(self.is_covered(host, size), "E1: {size} bytes at {host:#x}");
         let data = IoBuffer::from_slice(bytes);
         layers.file.announce(DebugEvent::L2UpdateCompressed).await;
         layers.file.announce(DebugEvent::WriteCompressed).await;
@@ -173,6 +174,9 @@ impl Qcow2 {
         host: u64,
         length: u64,
     ) -> Result<()> {
+        let first = self.geometry.align_down(host);
+        let clusters = self.geometry.clusters_for(host + length - first);
+        self.assert_counted(HostRun { offset: first, clusters, zeroed: false });
         let entry = Cluster::Compressed { host, length };
         let raw = L2Entry::encode(entry, &self.geometry, self.version)
             .map_err(|error| Error::new(ErrorKind::NoSpace, error.to_string()))?;

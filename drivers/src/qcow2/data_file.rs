@@ -20,12 +20,13 @@ use super::Qcow2;
 use super::entry::{Cluster, EntryError, L2Entry};
 use super::join::join_all;
 use super::layers::Layers;
+use super::locks::{self, Ranked};
 use super::lookup::Place;
 use super::slice::SliceNumber;
 use super::subcluster::Subclusters;
 use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, Preallocation, RequestFlags, Result};
 use blockplex_io::buffer::IoVector;
-use blockplex_io::lock::{CoMutex, RangeMode};
+use blockplex_io::lock::CoMutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What an image with an external data file knows of it.
@@ -37,7 +38,7 @@ pub(super) struct ExternalData {
     /// write.
     length: AtomicU64,
     /// The turn to change its length.
-    growing: CoMutex<()>,
+    growing: Ranked<CoMutex<()>, { locks::LEAF }>,
 }
 
 impl ExternalData {
@@ -133,7 +134,10 @@ impl Qcow2 {
         (host, guest): (u64, u64),
         vector: IoVector,
     ) -> Result<()> {
-        self.check_data_write(&layers.file, host, vector.len() as u64).await?;
+        let length = vector.len() as u64;
+        let inside = self.external.is_some() || self.is_covered(host, length);
+        debug_assert!(inside, "E1: {length} bytes at {host:#x}");
+        self.check_data_write(&layers.file, host, length).await?;
         layers.file.announce(DebugEvent::WriteAio).await;
         let data = self.data(layers)?;
         match &self.encryption {
@@ -246,7 +250,7 @@ impl Qcow2 {
         while at < end {
             let position = self.position(at);
             let stop = end.min(at + position.rest);
-            let guard = self.ranges.lock(at..stop, RangeMode::Exclusive).await;
+            let guard = self.ranges.lock(at..stop).await;
             let hold = self.hold(layers);
             let mapped = self.map_in_slice(layers, position.number, at, stop).await;
             hold.release();

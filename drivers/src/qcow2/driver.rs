@@ -3,6 +3,7 @@
 use super::Qcow2;
 use super::integrity::Way;
 use super::layers::{Layers, NOWHERE};
+use super::locks::watched;
 use super::lookup::Place;
 use crate::crypto::SECTOR;
 use blockplex_drain::GracePin;
@@ -159,7 +160,7 @@ impl Driver for Qcow2 {
     }
 
     fn serve<'a>(&'a self, io: &'a NodeIo, request: Request) -> LocalFuture<'a, Result<Outcome>> {
-        Box::pin(self.serve_request(io, request))
+        Box::pin(watched(self.serve_request(io, request)))
     }
 
     /// Takes a [`Qcow2Options`](super::Qcow2Options): caches, late refcounts and the rules
@@ -169,10 +170,10 @@ impl Driver for Qcow2 {
         io: &'a NodeIo,
         options: Box<dyn Any>,
     ) -> LocalFuture<'a, Result<Box<dyn PreparedReopen>>> {
-        Box::pin(self.prepare_reopen(io, options))
+        Box::pin(watched(self.prepare_reopen(io, options)))
     }
 
     fn close<'a>(&'a self, io: &'a NodeIo) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async move { self.finish(&Layers::of(io)?).await })
+        Box::pin(watched(async move { self.finish(&Layers::of(io)?).await }))
     }
 }

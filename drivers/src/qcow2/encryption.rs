@@ -15,6 +15,7 @@ mod options;
 
 use super::Qcow2;
 use super::header::{Header, encryption};
+use super::locks::{self, Ranked};
 use crate::crypto::luks::{
     self, DEFAULT_MAX_ITERATIONS, LuksCreateOptions, LuksHeader, MasterKey, SlotChange,
 };
@@ -100,7 +101,7 @@ pub(super) struct Encryption {
 }
 
 struct OpenLuks {
-    header: CoMutex<LuksHeader>,
+    header: Ranked<CoMutex<LuksHeader>, { locks::LEAF }>,
     key: Option<MasterKey>,
     offset: u64,
     length: u64,
@@ -177,7 +178,7 @@ impl Encryption {
         };
         let cipher = key.as_ref().map(|key| key.cipher(&header.suite)).transpose()?;
         let information = EncryptionInformation::Luks(Box::new(header.clone()));
-        let header = CoMutex::new(header);
+        let header = Ranked::new(CoMutex::new(header));
         let luks = Some(OpenLuks { header, key, offset, length, max_iterations });
         let (cipher, opened_with) = (cipher.map(Arc::new), options.clone());
         Ok((Encryption { opened_with, cipher, luks }, information))

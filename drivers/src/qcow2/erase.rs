@@ -31,7 +31,6 @@ use super::layers::Layers;
 use super::lookup::Place;
 use blockplex_graph::{Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
-use blockplex_io::lock::RangeMode;
 use plan::Manner;
 
 /// What is done to whole clusters.
@@ -124,7 +123,7 @@ impl Qcow2 {
         let end = first + self.geometry.subcluster_size();
         let cluster = self.geometry.align_down(first);
         let whole = cluster..cluster + self.geometry.cluster_size();
-        let _guard = self.ranges.lock(whole, RangeMode::Exclusive).await;
+        let _guard = self.ranges.lock(whole).await;
         self.check_inside(layers, end)?;
         if !self.is_zero(layers, first, end - first).await? {
             return Ok(false);
@@ -179,7 +178,7 @@ impl Qcow2 {
             let end = last.min(at + position.rest);
             let whole =
                 self.geometry.align_down(at)..self.geometry.align_up(end).unwrap_or(u64::MAX);
-            let guard = self.ranges.lock(whole, RangeMode::Exclusive).await;
+            let guard = self.ranges.lock(whole).await;
             self.check_inside(layers, end)?;
             let hold = self.hold(layers);
             let erased = self.erase_step(layers, (at, end), erase).await;

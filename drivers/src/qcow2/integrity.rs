@@ -91,6 +91,12 @@ impl Qcow2 {
         self.integrity.way.store(way as u8, Ordering::Release);
     }
 
+    /// Whether I1 is done.
+    pub(super) fn is_prepared(&self) -> bool {
+        // Acquire: as in `way`.
+        self.integrity.way.load(Ordering::Acquire) != Way::Closed as u8
+    }
+
     /// Whether the image was found to be corrupt.
     pub(super) fn is_broken(&self) -> bool {
         // Relaxed: whoever misses it by a moment came before it.

@@ -26,6 +26,8 @@ pub(super) struct LazyRefcounts {
     wanted: AtomicBool,
     /// Whether the dirty bit is set: a [`Mark`].
     mark: AtomicU8,
+    /// Refcounts were left out since the last round that left nothing out.
+    owes: AtomicBool,
 }
 
 /// What is known of the dirty bit in the file.
@@ -42,7 +44,11 @@ enum Mark {
 
 impl LazyRefcounts {
     pub(super) fn new(wanted: bool) -> LazyRefcounts {
-        LazyRefcounts { wanted: AtomicBool::new(wanted), mark: AtomicU8::new(Mark::Clear as u8) }
+        LazyRefcounts {
+            wanted: AtomicBool::new(wanted),
+            mark: AtomicU8::new(Mark::Clear as u8),
+            owes: AtomicBool::new(false),
+        }
     }
 
     // Relaxed, everywhere here: `mark` is used with the turn of a round, and `wanted` is a flag
@@ -89,6 +95,19 @@ impl Qcow2 {
         Ok(true)
     }
 
+    /// Y1: a round that leaves refcounts out has the dirty bit to stand in for them. With the turn.
+    pub(super) fn assert_may_defer(&self, defers: bool) {
+        debug_assert!(!defers || self.lazy.mark() == Mark::Set, "Y1: the image is not marked");
+        if defers {
+            self.lazy.owes.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// A round that left nothing out has succeeded. With the turn.
+    pub(super) fn nothing_deferred(&self) {
+        self.lazy.owes.store(false, Ordering::Relaxed);
+    }
+
     /// After a round that left nothing out: whether the mark is to go.
     pub(super) fn may_mark_clean(&self) -> bool {
         self.lazy.mark() != Mark::Clear && !self.lazy.is_wanted()
@@ -100,6 +119,7 @@ impl Qcow2 {
         if self.lazy.mark() == Mark::Clear || self.is_broken() {
             return Ok(());
         }
+        debug_assert!(!self.lazy.owes.load(Ordering::Relaxed), "Y2: refcounts were left out");
         self.set_dirty_bit(file, false).await
     }
 

@@ -69,6 +69,7 @@ impl Limbo {
             return;
         }
         waiting.push_back(Waiting { freed, tag, round });
+        debug_assert!(waiting.len() <= TOO_MANY, "L3");
         *added += 1;
     }
 
@@ -97,6 +98,23 @@ impl Limbo {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// L3.
+    #[test]
+    fn what_waits_is_bounded() {
+        let (limbo, grace) = (Limbo::default(), Grace::new());
+        for index in 0..TOO_MANY as u64 + 100 {
+            // None of them are neighbours.
+            let freed = Freed { offset: index << 17, clusters: 1, discard: false };
+            limbo.push(freed, 16, &grace, 4);
+            assert_eq!(limbo.is_large(), index + 1 >= MANY as u64, "{index}");
+        }
+        for _ in 0..5 {
+            grace.try_advance();
+        }
+        assert_eq!(limbo.take_ready(&grace, 5).len(), TOO_MANY);
+        assert!(!limbo.is_large() && limbo.is_empty());
+    }
 
     #[test]
     fn a_cluster_waits_for_its_users_and_for_the_disk() {

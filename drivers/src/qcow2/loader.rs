@@ -113,7 +113,7 @@ impl Qcow2 {
     ) -> Result<Arc<Slice>> {
         let index = self.l1_index(number);
         if !self.owns_table(index) {
-            let _turn = self.l1_turns.of(index).await;
+            let _turn = self.l1_turns.turn(index).await;
             if !self.owns_table(index) {
                 self.make_table(layers, index).await?;
             }
@@ -156,6 +156,7 @@ impl Qcow2 {
                 return Err(self.abandon(layers, run, error).await);
             }
         };
+        self.assert_counted(run);
         self.refcounts.add_metadata_cluster(Structure::ActiveL2, run.offset);
         self.l1.set(index, raw);
         if let Some(offset) = old {

@@ -10,7 +10,6 @@ use super::Qcow2;
 use super::entry::Version;
 use super::layers::Layers;
 use blockplex_graph::{DebugEvent, NodeIo, Result};
-use blockplex_io::lock::RangeMode;
 
 impl Qcow2 {
     /// Drops everything that the disk holds, and makes the file as small as it can be. Management
@@ -25,7 +24,7 @@ impl Qcow2 {
         layers.file.announce(DebugEvent::EmptyImagePrepare).await;
         self.prepare_data(&layers).await?;
         let _turn = self.resizing.lock().await;
-        let _everything = self.ranges.lock(0..u64::MAX, RangeMode::Exclusive).await;
+        let _everything = self.ranges.lock(0..u64::MAX).await;
         // What was freed before is to be free before the refcounts are counted anew.
         self.flush(&layers).await?;
         self.flush(&layers).await?;
@@ -64,6 +63,7 @@ impl Qcow2 {
         self.flush(layers).await?;
         // The tables that they are of are gone.
         self.slices.clear();
+        debug_assert!((0..entries).all(|index| self.l1.get(index) == 0), "ME1");
         let used = self.refcounts.count_only((offset, entries * 8));
         self.between_rounds(async || self.full_round(layers).await).await?;
         self.discard_gaps(layers, &used).await;

@@ -21,13 +21,13 @@ use super::l1_table::L1Table;
 use super::layers::{DATA, FILE, NOWHERE};
 use super::lazy_refcounts::{LazyRefcounts, wants_lazy};
 use super::limbo::Limbo;
+use super::locks::Ranked;
 use super::notice;
 use super::overlap::{OverlapChecks, Structure, inactive_tables};
 use super::refcounts::Refcounts;
 use super::slice_cache::SliceCache;
 use super::snapshot::{self, Snapshot, SnapshotSelector, Snapshots};
 use super::status::Preallocated;
-use super::turns::Turns;
 use super::writeback::Rounds;
 use blockplex_drain::Grace;
 use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, Result};
@@ -220,7 +220,7 @@ impl Qcow2 {
             slice_bits,
             bad_tables,
             l1: L1Table::new(header.l1_table_offset, &l1),
-            l1_turns: Turns::new(),
+            l1_turns: Ranked::new(RangeLock::new()),
             slices,
             refcounts,
             cleaning,
@@ -235,16 +235,16 @@ impl Qcow2 {
             limbo: Limbo::default(),
             discards: Arc::new(DiscardRules::new(&options)),
             preallocated: Preallocated::default(),
-            ranges: RangeLock::new(),
+            ranges: Ranked::new(RangeLock::new()),
             rounds: Rounds::new(),
-            resizing: CoMutex::new(()),
+            resizing: Ranked::new(CoMutex::new(())),
             snapshots: Mutex::new(Snapshots {
                 list: snapshots,
                 table_clusters: geometry.clusters_for(table_bytes),
             }),
             shown: options.snapshot,
             bitmaps: Bitmaps::new(bitmaps),
-            header: CoMutex::new(header),
+            header: Ranked::new(CoMutex::new(header)),
             integrity: Integrity::default(),
             decompressors: Arc::default(),
             compressors: Arc::default(),

@@ -10,7 +10,6 @@ use super::refcounts::HostRun;
 use super::slice::Slice;
 use blockplex_graph::{Preallocation, RequestFlags, Result};
 use blockplex_io::buffer::IoVector;
-use blockplex_io::lock::RangeMode;
 
 /// The zeros that are written at once.
 const CHUNK: u64 = 1 << 20;
@@ -29,7 +28,7 @@ impl Qcow2 {
         let end = self.geometry.align_up(end).unwrap_or(u64::MAX);
         while at < end {
             let stop = end.min(at + self.position(at).rest);
-            let guard = self.ranges.lock(at..stop, RangeMode::Exclusive).await;
+            let guard = self.ranges.lock(at..stop).await;
             let hold = self.hold(layers);
             let done = self.preallocate_in_slice(layers, at, stop, mode).await;
             hold.release();

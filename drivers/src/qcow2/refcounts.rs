@@ -16,13 +16,14 @@ mod shrinking;
 pub(super) use allocation::{AllocationError, HostRun};
 
 use super::geometry::{Geometry, TABLE_ENTRY_BYTES};
+use super::locks::{self, Ranked};
 use super::overlap::{OverlapChecks, Structure};
-use super::turns::Turns;
 use crate::dirty_bitmap::tree::{MAX_CHUNKS, Tree};
 use allocation::{Allocation, Attempt};
 use block::Block;
 use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
+use blockplex_io::lock::RangeLock;
 use extent::FileExtent;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ pub(super) struct Refcounts {
     watched: Arc<Tree>,
     allocation: Mutex<Allocation>,
     /// Turns to read a block.
-    loading: Turns,
+    loading: Ranked<RangeLock, { locks::REFCOUNT_BLOCK }>,
     /// How far the file reaches.
     file_extent: FileExtent,
 }
@@ -80,7 +81,7 @@ impl Refcounts {
             cluster_bits: geometry.cluster_bits(),
             watched: allocation.metadata.watched(),
             allocation: Mutex::new(allocation),
-            loading: Turns::new(),
+            loading: Ranked::new(RangeLock::new()),
             file_extent: FileExtent::new(&geometry, file_length),
         };
         refcounts.set_cache_bytes(cache_bytes);
@@ -350,7 +351,7 @@ impl Refcounts {
     }
 
     async fn load(&self, file: &Child, index: u64) -> Result<()> {
-        let _turn = self.loading.of(index).await;
+        let _turn = self.loading.turn(index).await;
         let (offset, size, order) = {
             let allocation = self.allocation.lock();
             if allocation.blocks.contains_key(&index) {

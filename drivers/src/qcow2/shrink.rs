@@ -17,7 +17,6 @@ use super::erase::Erase;
 use super::layers::Layers;
 use super::limbo::Freed;
 use blockplex_graph::{DebugEvent, Error, ErrorKind, Preallocation, Result};
-use blockplex_io::lock::RangeMode;
 use std::sync::atomic::Ordering;
 
 impl Qcow2 {
@@ -37,7 +36,7 @@ impl Qcow2 {
         let old = self.disk_size();
         let store = |size| self.size.store(size, Ordering::Release);
         store(size);
-        let _everything = self.ranges.lock(0..u64::MAX, RangeMode::Exclusive).await;
+        let _everything = self.ranges.lock(0..u64::MAX).await;
         let result = self.cut_disk(layers, size, old).await;
         if result.is_err() && self.header.lock().await.size == old {
             store(old);
@@ -55,8 +54,9 @@ impl Qcow2 {
         self.flush(layers).await?;
         layers.file.announce(DebugEvent::L1ShrinkWriteTable).await;
         let indexes = self.geometry.l1_entries_for(size)..self.geometry.l1_entries_for(old);
-        self.drop_tables(indexes);
+        self.drop_tables(indexes.clone());
         self.flush(layers).await?;
+        debug_assert!(indexes.into_iter().all(|index| self.l1.get(index) == 0), "H2");
         layers.file.announce(DebugEvent::L1ShrinkFreeL2Clusters).await;
         self.between_rounds(async || self.write_size(layers, size).await).await
     }
@@ -78,7 +78,7 @@ impl Qcow2 {
         if first >= end {
             return Ok(());
         }
-        let _range = self.ranges.lock(first..u64::MAX, RangeMode::Exclusive).await;
+        let _range = self.ranges.lock(first..u64::MAX).await;
         self.drop_locked(layers, first, end).await
     }
 

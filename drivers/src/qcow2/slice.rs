@@ -136,6 +136,12 @@ impl Slice {
         self.used.swap(false, Ordering::Relaxed)
     }
 
+    /// Whether it differs from its table on disk, or from what is on its way there.
+    pub(super) fn is_dirty(&self) -> bool {
+        // Relaxed: for who knows that nobody changes it.
+        self.dirty.load(Ordering::Relaxed)
+    }
+
     /// Takes the right to change entries (S1).
     pub(super) fn edit(&self) -> SliceEditor<'_> {
         SliceEditor { slice: self, _update: self.update.lock() }

@@ -17,9 +17,9 @@
 
 mod directory;
 
+use super::locks::{self, Held, Ranked};
 use super::slice::{Slice, SliceEditor, SliceNumber};
-use super::turns::Turns;
-use blockplex_io::lock::RangeGuard;
+use blockplex_io::lock::{RangeGuard, RangeLock};
 use directory::SliceDirectory;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub(super) struct SliceCache {
     directory: SliceDirectory,
     capacity: AtomicUsize,
     dirty: Mutex<Vec<Arc<Slice>>>,
-    loading: Turns,
+    loading: Ranked<RangeLock, { locks::SLICE }>,
 }
 
 /// A changed slice and what is to be written of it.
@@ -49,7 +49,7 @@ impl SliceCache {
             directory: SliceDirectory::new(capacity),
             capacity: AtomicUsize::new(capacity),
             dirty: Mutex::new(Vec::new()),
-            loading: Turns::new(),
+            loading: Ranked::new(RangeLock::new()),
         }
     }
 
@@ -86,8 +86,8 @@ impl SliceCache {
     }
 
     /// Waits for the turn to load a slice. Who has it looks again before reading.
-    pub(super) async fn loading_turn(&self, number: SliceNumber) -> RangeGuard<'_> {
-        self.loading.of(number).await
+    pub(super) async fn loading_turn(&self, number: SliceNumber) -> Held<RangeGuard<'_>> {
+        self.loading.turn(number).await
     }
 
     /// Adds a slice that was loaded, after making room for it.

@@ -35,10 +35,12 @@ use super::header::{MAX_SNAPSHOTS, feature};
 use super::header_update::{DISK_FIELDS, Switch, disk_fields};
 use super::layers::Layers;
 use super::limbo::Freed;
+use super::locks::Held;
 use super::overlap::Structure;
 use super::snapshot_table::{SnapshotEntry, next_id};
 use blockplex_graph::{Child, Error, ErrorKind, NodeIo, Result};
 use blockplex_io::buffer::IoVector;
+use blockplex_io::lock::CoMutexGuard;
 use references::Marks;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -219,10 +221,7 @@ impl Qcow2 {
 
     /// What all of it begins with: the turn, an image that may be written to, nothing dirty, and
     /// tables that can be walked.
-    async fn begin_snapshot_work(
-        &self,
-        layers: &Layers,
-    ) -> Result<blockplex_io::lock::CoMutexGuard<'_, ()>> {
+    async fn begin_snapshot_work(&self, layers: &Layers) -> Result<Held<CoMutexGuard<'_, ()>>> {
         self.prepare_for_writing(&layers.file).await?;
         let turn = self.resizing.lock().await;
         if self.header.lock().await.incompatible_features & feature::DATA_FILE != 0 {

@@ -16,6 +16,7 @@ mod encryption;
 mod faults;
 mod fuzz;
 mod options;
+mod order;
 mod overlap;
 mod resizing;
 mod snapshot_work;

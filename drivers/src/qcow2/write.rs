@@ -13,13 +13,14 @@ use super::entry::{Cluster, L2Entry};
 use super::join::join_all;
 use super::layers::Layers;
 use super::limbo::Freed;
+use super::locks::Held;
 use super::lookup::{Fault, Place, SlicePosition};
 use super::refcounts::HostRun;
 use super::slice::{Slice, SliceEditor};
 use super::subclusters::Fill;
 use blockplex_graph::{DebugEvent, Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
-use blockplex_io::lock::{RangeGuard, RangeMode};
+use blockplex_io::lock::RangeGuard;
 use std::sync::Arc;
 
 /// The most guest bytes that one step changes.
@@ -51,7 +52,7 @@ impl Qcow2 {
             let part = (length - done).min(MAX_STEP).min(self.position(at).rest);
             let start = self.geometry.align_down(at);
             let end = self.geometry.align_up(at + part).unwrap_or(u64::MAX);
-            let guard = self.ranges.lock(start..end, RangeMode::Exclusive).await;
+            let guard = self.ranges.lock(start..end).await;
             self.check_inside(layers, end)?;
             let hold = self.hold(layers);
             let part = vector.slice(done as usize, part as usize);
@@ -69,7 +70,7 @@ impl Qcow2 {
         layers: &Layers,
         at: u64,
         vector: IoVector,
-        guard: RangeGuard<'_>,
+        guard: Held<RangeGuard<'_>>,
     ) -> Result<u64> {
         let position = self.position(at);
         let slice = self.own_slice(layers, position.number).await?;
@@ -105,6 +106,9 @@ impl Qcow2 {
         };
         let data = vector.slice(0, fits(run.clusters) as usize);
         let length = data.len() as u64;
+        if allocated {
+            self.assert_counted(run);
+        }
         let fill = self.fill_of(&slice, &position, run, length);
         let ended = match self.write_clusters(layers, at, &slice, (run, fill), data).await {
             Ok(()) => self.commit(&slice, &position, run, (length, fill)),
@@ -246,6 +250,7 @@ impl Qcow2 {
         index: usize,
         run: HostRun,
     ) -> Result<()> {
+        self.assert_counted(run);
         if self.geometry.extended_l2() {
             return self.reserve_extended(slice, index, run);
         }

@@ -35,6 +35,7 @@ use super::join::join_all;
 use super::l1_table::DirtySector;
 use super::layers::Layers;
 use super::limbo::Freed;
+use super::locks::{self, Ranked};
 use super::overlap::Structure;
 use super::refcounts::{HostRun, RefcountWork};
 use super::slice_cache::DirtySlice;
@@ -58,7 +59,7 @@ const REFCOUNT_TABLE_OFFSET: u64 = 48;
 
 /// The rounds of an image, numbered from 1.
 pub(super) struct Rounds {
-    turn: CoMutex<()>,
+    turn: Ranked<CoMutex<()>, { locks::ROUND }>,
     begun: AtomicU64,
     /// The last one that succeeded.
     succeeded: AtomicU64,
@@ -67,7 +68,7 @@ pub(super) struct Rounds {
 impl Rounds {
     pub(super) fn new() -> Rounds {
         let zero = || AtomicU64::new(0);
-        Rounds { turn: CoMutex::new(()), begun: zero(), succeeded: zero() }
+        Rounds { turn: Ranked::new(CoMutex::new(())), begun: zero(), succeeded: zero() }
     }
 
     /// The last round that has begun.
@@ -89,6 +90,12 @@ struct Work {
     sectors: Vec<DirtySector>,
     slices: Vec<DirtySlice>,
     refcounts: RefcountWork,
+}
+
+impl Work {
+    fn is_empty(&self) -> bool {
+        self.sectors.is_empty() && self.slices.is_empty() && self.refcounts.is_empty()
+    }
 }
 
 /// The work of a round, on its way to the disk. When it is torn down with its loop, what was taken is
@@ -143,6 +150,7 @@ impl Qcow2 {
         if self.rounds.succeeded() <= before {
             self.round(layers).await?;
         }
+        debug_assert!(self.rounds.succeeded() > before, "W5");
         drop(turn);
         self.recycle(layers).await;
         Ok(())
@@ -197,11 +205,16 @@ impl Qcow2 {
             false => self.refcounts.take_dirty(),
         };
         let work = Work { sectors, slices, refcounts };
+        debug_assert!(work.is_empty() || self.is_prepared(), "I1: metadata of an unprepared image");
+        self.assert_may_defer(defers);
         let taken = Taken { image: self, work, defers, ended: false };
         let result = self.write_work(layers, &taken.work).await;
         let unused = taken.end(result.is_ok());
         result?;
         self.rounds.succeeded.store(number, Ordering::SeqCst);
+        if !defers {
+            self.nothing_deferred();
+        }
         self.slices.trim();
         for (offset, clusters) in unused {
             let discard = self.passes_discard(DiscardReason::Other);
@@ -323,6 +336,18 @@ impl Qcow2 {
             start = at + 1;
         }
         Ok(())
+    }
+
+    /// W1, W2: what an entry is going to name is counted in memory, so that the round that takes the
+    /// entry takes the counts, too.
+    pub(super) fn assert_counted(&self, run: HostRun) {
+        if cfg!(debug_assertions) && self.external.is_none() {
+            let bits = self.geometry.cluster_bits();
+            for offset in (0..run.clusters).map(|at| run.offset + (at << bits)) {
+                let count = self.refcounts.known_refcount(offset);
+                debug_assert_ne!(count, Some(0), "W1: {offset:#x} is not counted");
+            }
+        }
     }
 
     /// Undoes an allocation that nothing refers to and that no I/O goes to; gives `error` back.

@@ -10,6 +10,7 @@
 //! - **E3** A file whose length is fixed has no extent: its own end is the limit.
 
 use crate::qcow2::geometry::Geometry;
+use crate::qcow2::locks::{self, Ranked};
 use blockplex_graph::{Child, ErrorKind, Result};
 use blockplex_io::lock::CoMutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +24,7 @@ pub(super) struct FileExtent {
     /// In bytes, whole clusters; `u64::MAX` for a file of fixed length (E3).
     end: AtomicU64,
     /// The turn to grow; whether the file has grown.
-    growing: CoMutex<bool>,
+    growing: Ranked<CoMutex<bool>, { locks::FILE_END }>,
     cluster_size: u64,
 }
 
@@ -32,7 +33,7 @@ impl FileExtent {
         let end = geometry.align_up(file_length).unwrap_or(u64::MAX);
         FileExtent {
             end: AtomicU64::new(end),
-            growing: CoMutex::new(false),
+            growing: Ranked::new(CoMutex::new(false)),
             cluster_size: geometry.cluster_size(),
         }
     }
@@ -55,6 +56,7 @@ impl FileExtent {
         }
         let step = (needed / 4).clamp(MIN_STEP, MAX_STEP);
         let mut target = (needed + step).next_multiple_of(self.cluster_size);
+        debug_assert!(target > end, "E2: {target} is not above {end}");
         let mut result = file.truncate(target).await;
         if matches!(&result, Err(error) if error.kind() == ErrorKind::NoSpace) {
             // No room for a whole step; perhaps there is for what is needed.

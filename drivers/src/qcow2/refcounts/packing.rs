@@ -38,6 +38,8 @@ impl Allocation {
             }
         };
         let end = start + size;
+        let is_counted = self.refcount(start >> self.geometry.cluster_bits()) != Attempt::Done(0);
+        debug_assert!(is_counted, "PK2: a place in a free cluster");
         self.packing = (!self.geometry.is_aligned(end)).then_some(end);
         Attempt::Done(start)
     }

@@ -139,6 +139,8 @@ impl SliceDirectory {
             if !in_any_case && is_used() {
                 return false;
             }
+            // S2: what is dirty is referred to by the list of dirty slices.
+            debug_assert!(in_any_case || !link.slice.is_dirty(), "S2, C2: a change would be lost");
             let next = link.next.load(Ordering::Relaxed, guard);
             // Release: partner of the Acquires in `find`, for the links behind.
             place.store(next, Ordering::Release);

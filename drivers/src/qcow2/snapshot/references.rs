@@ -113,6 +113,7 @@ impl Qcow2 {
 
     /// One reference more to everything that `l1` refers to; on an error, none.
     pub(super) async fn add_references(&self, file: &Child, l1: &[u64]) -> Result<()> {
+        debug_assert!(l1.iter().all(|raw| raw & COPIED == 0), "N1: flags before counts");
         let mut added = 0_u64;
         let result = self
             .visit_references(file, l1, async |Reference { offset, clusters }| {

@@ -178,7 +178,8 @@ impl Rig {
             let topology = self.graph.topology();
             let view = topology.node(self.node).unwrap();
             let io = NodeIo::for_control(&local, view);
-            let result = work(view.driver_as::<Qcow2>().unwrap(), &io).await;
+            let work = work(view.driver_as::<Qcow2>().unwrap(), &io);
+            let result = crate::qcow2::locks::watched(work).await;
             drop(drained);
             result
         })

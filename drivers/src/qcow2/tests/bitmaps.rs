@@ -336,3 +336,34 @@ fn a_failure_while_bitmaps_are_stored_leaves_them_marked_and_the_image_whole() {
         assert!(nth < 100, "no end");
     }
 }
+
+/// What nobody here understands is kept, byte for byte, when the header is written anew.
+#[test]
+fn unknown_extensions_are_kept_when_the_header_is_written_anew() {
+    let scratch = Scratch::new();
+    let path = scratch.create("", "1M");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let mut unknown = vec![0x12, 0x34, 0x56, 0x78, 0, 0, 0, 13];
+    unknown.extend(*b"any \0 bytes\xff\xfe\0\0\0");
+    unknown.truncate(8 + 16);
+    unknown[8 + 13..].fill(0);
+    // A compatible feature that is not known, before the extensions that were there.
+    bytes[80] = 0x40;
+    let rest = bytes[112..1000].to_vec();
+    bytes[112..112 + unknown.len()].copy_from_slice(&unknown);
+    bytes[112 + unknown.len()..1000 + unknown.len()].copy_from_slice(&rest);
+    let volume = Volume::new(&bytes);
+    let mut rig = Rig::writable(&volume);
+    add(&mut rig, NewBitmap::persistent("b")).unwrap();
+    rig.write(0, &[1; 512]);
+    rig.close();
+    let now = volume.bytes();
+    assert_eq!(now[80], 0x40);
+    let header = &now[..65536];
+    let is_there = |bytes: &[u8]| header.windows(bytes.len()).filter(|at| *at == bytes).count();
+    assert_eq!(is_there(&unknown), 1, "as it was");
+    assert_eq!(is_there(&0x2385_2875_u32.to_be_bytes()), 1, "and the header was written");
+    volume.save(&path);
+    scratch.check_clean(&path);
+    assert!(scratch.qemu_img(&["info", &path]).contains("name: b"));
+}

@@ -99,6 +99,22 @@ fn entries_past_the_end_of_the_file_read_as_zeros() {
     rig.close();
 }
 
+/// E1: such a place may be given to somebody else as the file grows.
+#[test]
+fn an_entry_past_the_end_of_the_file_is_not_written_in_place() {
+    let scratch = Scratch::new();
+    let past = 0x100_0000;
+    let volume = Volume::new(&with_word(catalogue(&scratch), 0x40000, 1 << 63 | past));
+    let mut rig = Rig::writable(&volume);
+    volume.record();
+    rig.write(512, &[3; 512]);
+    let is_past = |event: &Event| matches!(event, Event::Write(at, _) if *at >= past);
+    assert!(!volume.journal().iter().any(is_past), "{:?}", volume.journal());
+    assert_ne!(rig.status(512, 512).offset, Some(past + 512));
+    assert_eq!(rig.read(0, 1536), [[0; 512], [3; 512], [0; 512]].concat());
+    rig.close();
+}
+
 #[test]
 fn what_endangers_only_writes_can_be_read() {
     let scratch = Scratch::new();

@@ -395,6 +395,36 @@ fn a_failure_at_any_operation_harms_nothing() {
     failure_test("cluster_size=4k", libc::EIO, false);
 }
 
+/// N4: the write that would have made it the image's fails, and so does the flush behind it.
+#[test]
+fn a_snapshot_that_fails_leaves_no_references() {
+    let scratch = Scratch::new();
+    for fails_at_flush in [false, true] {
+        let volume = Volume::from_file(&scratch.create("cluster_size=4k", "256k"));
+        let mut rig = Rig::writable(&volume);
+        rig.write(0, &[1; 100_000]);
+        let (mut comes, mut done) = (false, false);
+        volume.set_gate(move |event| {
+            let is_switch = matches!(event, Event::Write(60, _));
+            let fails = !done && if fails_at_flush { comes } else { is_switch };
+            done |= fails;
+            comes |= is_switch;
+            if fails { Err(libc::EIO) } else { Ok(false) }
+        });
+        assert_eq!(create(&mut rig, "no").unwrap_err().errno(), libc::EIO);
+        volume.remove_gate();
+        assert_eq!(names(&mut rig), [""; 0]);
+        rig.flush();
+        volume.record();
+        rig.write(0, &[2; 512]);
+        assert_eq!(volume.journal().len(), 1, "in place: the disk's own again");
+        rig.close();
+        let path = scratch.path();
+        volume.save(&path);
+        scratch.check_clean(&path);
+    }
+}
+
 #[test]
 fn bad_names_and_unknown_snapshots_are_refused() {
     let scratch = Scratch::new();

@@ -1,13 +1,14 @@
 //! Reads, writes and the like (W11–W14, W18, C01).
 
 use super::*;
-use crate::buffer::{IoBuffer, IoVector};
+use crate::buffer::{IoBuffer, IoVector, StableMemory};
 use crate::engine::{Engine, Operation, RawOp, Sink};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::sync::atomic::AtomicU8;
 
 on_each_engine! {
     what_was_written_is_read_back_in_whatever_pieces
@@ -18,6 +19,8 @@ on_each_engine! {
     a_chain_of_completions_that_submit_uses_no_stack
     a_sink_that_panics_loses_no_other_result
     a_dropped_read_keeps_its_memory_until_the_kernel_is_done
+    memory_of_an_embedder_is_kept_until_its_read_has_ended
+    a_cancellation_that_meets_the_completion_changes_nothing
     operations_on_a_loop_that_has_ended_are_refused
 }
 
@@ -252,6 +255,65 @@ fn a_dropped_read_keeps_its_memory_until_the_kernel_is_done(config: LoopConfig) 
     let Ok(buffer) = memory.into_buffer() else { panic!("nobody shares the memory any more") };
     assert_eq!(&buffer[..5], b"late\0");
     assert_eq!(Arc::strong_count(&reader), 1);
+}
+
+/// Memory of a guest, as an embedder has it.
+struct Region(Box<[AtomicU8]>);
+
+// SAFETY: the box neither moves nor goes before the region does.
+#[expect(unsafe_code, reason = "the test is an embedder")]
+unsafe impl StableMemory for Region {}
+
+/// C02: the embedder takes the memory away while a read is in flight, and the reader has left.
+#[expect(unsafe_code, reason = "the test is an embedder")]
+fn memory_of_an_embedder_is_kept_until_its_read_has_ended(config: LoopConfig) {
+    let mut event_loop = new_loop(config);
+    let local = event_loop.local();
+    let (reader, writer) = io::pipe().unwrap();
+    let region = Arc::new(Region((0..64).map(|_| AtomicU8::new(0)).collect()));
+    let piece = libc::iovec { iov_base: region.0.as_ptr().cast_mut().cast(), iov_len: 64 };
+    let watch = Arc::downgrade(&region);
+    // SAFETY: the piece is the region's memory, all of it.
+    let memory = unsafe { IoVector::from_memory(region, &[piece]) };
+    let mut read = local.read_at(Arc::new(reader.into()), memory, 0);
+    start(&mut event_loop, &mut read);
+    drop(read);
+    assert_eq!(local.ops_in_flight(), 1);
+    assert!(watch.upgrade().is_some(), "the kernel may still write to it");
+    io::Write::write_all(&mut &writer, b"late").unwrap();
+    while local.ops_in_flight() > 0 {
+        event_loop.run_once(None);
+    }
+    assert!(watch.upgrade().is_none(), "nobody needs it any more");
+}
+
+/// C04: the kernel is done when the cancellation comes, or not yet. There is one result, and it says
+/// what has happened.
+fn a_cancellation_that_meets_the_completion_changes_nothing(config: LoopConfig) {
+    let mut event_loop = new_loop(config);
+    let local = event_loop.local();
+    for round in 0..100_u8 {
+        let (reader, writer) = io::pipe().unwrap();
+        let reader = Arc::new(OwnedFd::from(reader));
+        let memory = IoVector::zeroed(1);
+        let mut read = local.read_at(Arc::clone(&reader), memory.clone(), 0);
+        start(&mut event_loop, &mut read);
+        io::Write::write_all(&mut &writer, &[round | 1]).unwrap();
+        read.cancel();
+        if round % 3 == 0 {
+            read.cancel();
+        }
+        let result = event_loop.block_on(read);
+        // What was not read is still there, and the next operation is not the cancelled one.
+        if result == -libc::ECANCELED {
+            let again = local.read_at(reader, memory.clone(), 0);
+            assert_eq!(event_loop.block_on(again), 1);
+        } else {
+            assert_eq!(result, 1);
+        }
+        assert_eq!(memory.to_vec(), [round | 1]);
+        assert_eq!((local.ops_in_flight(), local.orphans()), (0, 0));
+    }
 }
 
 fn operations_on_a_loop_that_has_ended_are_refused(config: LoopConfig) {
