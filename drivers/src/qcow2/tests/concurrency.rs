@@ -11,6 +11,7 @@ use blockplex_io::buffer::{IoBuffer, IoVector};
 use blockplex_io::event_loop::yield_now;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 
 pub(super) fn write(offset: u64, length: usize, byte: u8) -> Request {
     Request::write(offset, IoBuffer::from_slice(&vec![byte; length]))
@@ -21,6 +22,21 @@ pub(super) async fn settle() {
     for _ in 0..200 {
         yield_now().await;
     }
+}
+
+/// Awaits what must not have to wait for anything that is held: a bounded number of turns of the
+/// loop, where a hang would say nothing.
+pub(super) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
+    const TURNS: u32 = 100_000;
+    let mut future = std::pin::pin!(future);
+    for _ in 0..TURNS {
+        let polled = std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context)));
+        if let Poll::Ready(output) = polled.await {
+            return output;
+        }
+        yield_now().await;
+    }
+    panic!("{what} waits")
 }
 
 /// Makes operations that `stops` names wait until the result is cleared.

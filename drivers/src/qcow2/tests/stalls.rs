@@ -1,7 +1,7 @@
 //! Who waits for whom: what is stuck in the file holds up those who need the same thing, and nobody
 //! else.
 
-use super::concurrency::{hammer, hold, sector, settle, write};
+use super::concurrency::{hammer, hold, sector, settle, soon, write};
 use super::crash::Random;
 use crate::qcow2::Qcow2Options;
 use crate::qcow2::testing::Scratch;
@@ -56,9 +56,11 @@ fn a_stuck_load_of_a_table_stalls_only_those_who_need_it() {
         for index in 1..256 {
             let memory = IoVector::zeroed(512);
             let at = index * PER_TABLE;
-            queue.request(Request::read(at, memory.clone())).await.result.unwrap();
+            let read = queue.request(Request::read(at, memory.clone()));
+            soon("a read of another table", read).await.result.unwrap();
             assert_eq!(memory.to_vec(), [index as u8 | 1; 512]);
-            queue.request(write(at + 512, 512, 9)).await.result.unwrap();
+            let write = queue.request(write(at + 512, 512, 9));
+            soon("a write by another table", write).await.result.unwrap();
         }
         assert_eq!(queue.in_flight(), 2, "those who need the first table");
         held.store(false, Ordering::Relaxed);
@@ -82,9 +84,10 @@ fn a_stuck_new_table_stalls_only_those_who_need_it() {
         listener.wait_suspended(Some("table")).await;
         let with_it = queue.request(write(512, 512, 1));
         for index in 1..256 {
-            queue.request(write(index * PER_TABLE, 512, 2)).await.result.unwrap();
+            let write = queue.request(write(index * PER_TABLE, 512, 2));
+            soon("a write by another table", write).await.result.unwrap();
         }
-        queue.request(Request::flush()).await.result.unwrap();
+        soon("a flush", queue.request(Request::flush())).await.result.unwrap();
         assert_eq!(queue.in_flight(), 2, "those who need the first table");
         listener.resume("table").unwrap();
         stuck.await.result.unwrap();
@@ -119,7 +122,7 @@ fn a_stuck_load_of_a_refcount_block_stalls_only_those_who_need_it() {
         let stuck = queue.request(Request::flush());
         settle().await;
         queue.request(Request::discard(600 << 10, 512)).await.result.unwrap();
-        queue.request(Request::flush()).await.result.unwrap();
+        soon("a flush", queue.request(Request::flush())).await.result.unwrap();
         assert_eq!(queue.in_flight(), 1, "the flush that frees the first cluster");
         held.store(false, Ordering::Relaxed);
         stuck.await.result.unwrap();
@@ -170,7 +173,8 @@ fn a_read_that_hits_the_cache_waits_for_nothing_that_another_request_holds() {
                 assert_eq!(queue.in_flight(), 1, "{options}: {what} is stuck");
                 for at in [0, 4096, 60 << 10, 200 << 10] {
                     let memory = IoVector::zeroed(2048);
-                    queue.request(Request::read(at, memory.clone())).await.result.unwrap();
+                    let read = queue.request(Request::read(at, memory.clone()));
+                    soon(what, read).await.result.unwrap();
                     assert_eq!(memory.to_vec(), [1; 2048], "{options}: {what}");
                 }
                 assert_eq!(queue.in_flight(), 1, "{options}: {what} is stuck");
