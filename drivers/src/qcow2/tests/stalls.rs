@@ -137,6 +137,7 @@ fn a_stuck_load_of_a_refcount_block_stalls_only_those_who_need_it() {
 fn a_read_that_hits_the_cache_waits_for_nothing_that_another_request_holds() {
     let scratch = Scratch::new();
     type Stops = fn(&Event) -> bool;
+    type Case = (&'static str, fn() -> Request, Stops);
     let is_flush: Stops = |event| *event == Event::Flush;
     let is_nine: Stops = |event| matches!(event, Event::Write(_, bytes) if bytes[0] == 9);
     let is_header: Stops = |event| matches!(event, Event::Write(24 | 72, _));
@@ -144,7 +145,7 @@ fn a_read_that_hits_the_cache_waits_for_nothing_that_another_request_holds() {
     let is_read: Stops = |event| matches!(event, Event::Read(_, length) if *length >= 4096);
     let is_zero: Stops = |event| matches!(event, Event::Zero(..));
     for options in ["cluster_size=64k", "cluster_size=16k,extended_l2=on"] {
-        let cases: [(&str, fn() -> Request, Stops); 9] = [
+        let cases: [Case; 9] = [
             ("a flush", Request::flush, is_flush),
             ("tables on their way to the file", Request::flush, is_write),
             ("a new cluster", || write(1 << 20, 512, 9), is_nine),
