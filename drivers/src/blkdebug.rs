@@ -195,7 +195,8 @@ impl Blkdebug {
     }
 
     /// Discards or writes zeros, in pieces that begin and end at multiples of the preferred
-    /// alignment. What is left of them is written out, or not discarded.
+    /// alignment. What is left of them is written out; discards are passed on as far as they suit
+    /// the alignment of requests.
     async fn erase(&self, io: &NodeIo, child: &Child, request: &Request) -> Result<()> {
         let Request { kind, flags, offset, length, .. } = *request;
         let zeroes = kind == RequestKind::WriteZeroes;
@@ -217,19 +218,26 @@ impl Blkdebug {
             } else {
                 to_boundary.min(end - at)
             };
-            if aligned {
+            if aligned && zeroes {
                 self.check(io, (kind, at, count)).await?;
-                if zeroes {
-                    child.write_zeroes(at, count, flags).await?;
-                } else {
-                    child.discard(at, count).await?;
-                }
+                child.write_zeroes(at, count, flags).await?;
             } else if zeroes {
                 self.write_zeros(io, child, (at, count), flags).await?;
+            } else if let Some((start, length)) = self.whole_blocks(at, count) {
+                self.check(io, (kind, start, length)).await?;
+                child.discard(start, length).await?;
             }
             at += count;
         }
         Ok(())
+    }
+
+    /// What of a range suits the alignment of requests.
+    fn whole_blocks(&self, offset: u64, length: u64) -> Option<(u64, u64)> {
+        let block = non_zero_or(self.options.align, 1);
+        let start = offset.checked_next_multiple_of(block)?;
+        let end = (offset + length) / block * block;
+        (start < end).then(|| (start, end - start))
     }
 
     async fn write_zeros(

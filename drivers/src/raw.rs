@@ -74,6 +74,49 @@ impl Raw {
         Ok(Outcome::Done)
     }
 
+    /// Says to the file what comes, and passes it on.
+    async fn serve_announced(&self, io: &NodeIo, request: Request) -> Result<Outcome> {
+        let file = io.child(FILE)?;
+        let Request { kind, flags, offset, length, vector } = request;
+        match kind {
+            RequestKind::Flush => {
+                file.announce(DebugEvent::FlushToOs).await;
+                file.announce(DebugEvent::FlushToDisk).await;
+                file.flush().await?;
+            }
+            RequestKind::Write => {
+                file.announce(DebugEvent::WriteAio).await;
+                file.write(self.offset + offset, vector, flags).await?;
+            }
+            RequestKind::Read => {
+                file.announce(DebugEvent::ReadAio).await;
+                let shown =
+                    self.size.map_or(length, |size| size.saturating_sub(offset).min(length));
+                vector.fill(shown as usize, (length - shown) as usize, 0);
+                if shown > 0 {
+                    file.read(self.offset + offset, vector.slice(0, shown as usize)).await?;
+                }
+            }
+            other => {
+                let text = format!("raw passes every {} on", other.name());
+                return Err(Error::new(ErrorKind::NotSupported, text));
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// How much of a request lies within a window that has a size. What follows the window in the
+    /// file is not ours: a format above must neither see it nor grow into it.
+    fn within(&self, request: &MapRequest<'_>) -> Result<u64> {
+        let Some(size) = self.size else { return Ok(request.length) };
+        let within = size.saturating_sub(request.offset).min(request.length);
+        let writes = matches!(request.kind, RequestKind::Write | RequestKind::WriteZeroes);
+        if writes && within < request.length {
+            return Err(Error::from_errno(libc::ENOSPC));
+        }
+        Ok(within)
+    }
+
     /// Whether it shows a part of its file only.
     pub fn has_window(&self) -> bool {
         self.offset != 0 || self.size.is_some()
@@ -126,31 +169,29 @@ impl Driver for Raw {
         {
             return Map::Async { length: request.length.min(PROBE_BYTES as u64 - request.offset) };
         }
-        Map::Child {
-            edge: FILE,
-            offset: request.offset + self.offset,
-            length: request.length,
-            pin: None,
+        if node.announces() && matches!(request.kind, RequestKind::Read | RequestKind::Write) {
+            return match self.within(request) {
+                Ok(_) => Map::Async { length: request.length },
+                Err(error) => Map::Fail(error),
+            };
         }
+        let length = match self.within(request) {
+            Ok(0) if request.length > 0 => return Map::Zero { length: request.length },
+            Ok(length) => length,
+            Err(error) => return Map::Fail(error),
+        };
+        Map::Child { edge: FILE, offset: request.offset + self.offset, length, pin: None }
     }
 
     fn unpin(&self, _loop_index: usize, _pin: Pin) {}
 
-    /// Flushes, where the file wants to hear of them.
+    /// Requests that the file wants to hear of, and writes that are guarded.
     fn serve<'a>(&'a self, io: &'a NodeIo, request: Request) -> LocalFuture<'a, Result<Outcome>> {
-        if self.guard.is_some() && request.kind == RequestKind::Write {
+        let guarded = self.guard.is_some() && request.offset < PROBE_BYTES as u64;
+        if guarded && request.kind == RequestKind::Write {
             return Box::pin(self.write_first_sector(io, request));
         }
-        Box::pin(async move {
-            if request.kind != RequestKind::Flush {
-                let text = format!("raw passes every {} on", request.kind.name());
-                return Err(Error::new(ErrorKind::NotSupported, text));
-            }
-            let file = io.child(FILE)?;
-            file.announce(DebugEvent::FlushToOs).await;
-            file.announce(DebugEvent::FlushToDisk).await;
-            file.flush().await.map(|()| Outcome::Done)
-        })
+        Box::pin(self.serve_announced(io, request))
     }
 
     fn close<'a>(&'a self, _io: &'a NodeIo) -> LocalFuture<'a, Result<()>> {

@@ -10,6 +10,8 @@ use std::path::Path;
 
 /// The zeros that are written at once.
 const CHUNK: u64 = 1 << 20;
+/// The block of a new file that is written.
+const FIRST_BLOCK: usize = 4096;
 
 /// Whether a file can go from `old` to `new` bytes in this way.
 pub(super) fn check(mode: Preallocation, old: u64, new: u64) -> Result<()> {
@@ -31,7 +33,13 @@ pub(super) fn resize(
     mode: Preallocation,
 ) -> io::Result<()> {
     let taken = match mode {
-        Preallocation::Off | Preallocation::Metadata => return sys::truncate(fd, new),
+        Preallocation::Off | Preallocation::Metadata => {
+            sys::truncate(fd, new)?;
+            if old == 0 && new > 0 {
+                allocate_first_block(fd, new);
+            }
+            return Ok(());
+        }
         _ if new <= old => return sys::truncate(fd, new),
         Preallocation::Falloc => match sys::allocate(fd, AllocateMode::Reserve, old, new - old) {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
@@ -43,8 +51,21 @@ pub(super) fn resize(
     };
     if taken.is_err() {
         sys::truncate(fd, old)?;
+    } else if old == 0 && mode == Preallocation::Falloc {
+        allocate_first_block(fd, new);
     }
     taken
+}
+
+/// Gives a new file's first block a place, as the peer does: what alignment direct requests need
+/// can be found out by reading there. A failure does no harm.
+fn allocate_first_block(fd: &OwnedFd, length: u64) {
+    let zeros = [0; FIRST_BLOCK];
+    let count = if length < FIRST_BLOCK as u64 { length.min(512) } else { FIRST_BLOCK as u64 };
+    let first = zeros.get(..count as usize).unwrap_or(&zeros);
+    if let Err(error) = pwrite(fd, first, 0) {
+        tracing::debug!(%error, "the first block of a new file was not written");
+    }
 }
 
 /// Writes zeros and makes them durable, through the page cache in any case: the old length may
