@@ -162,7 +162,12 @@ impl<'a> Work<'a> {
             report.say_repaired(is_leak);
             report.leaks_are_fixed();
         }
-        self.pass(Against::RefcountsWithoutLeaks).run(report, false).await?;
+        // With right refcounts it is known what the flags are to be, as in the peer.
+        let repairs = report.corruptions == 0;
+        self.pass(Against::RefcountsWithoutLeaks).run(report, repairs).await?;
+        if repairs {
+            report.corruptions_are_fixed();
+        }
         if report.corruptions > 0 {
             return Ok(());
         }

@@ -121,15 +121,13 @@ impl Encryption {
     ) -> Result<Option<(Encryption, EncryptionInformation)>> {
         let format = match header.crypt_method {
             encryption::NONE => {
-                return match (options.format, &options.key) {
-                    (Some(format), _) => refuse(format!(
+                // A key that nobody needs does no harm.
+                return match options.format {
+                    Some(format) => refuse(format!(
                         "No encryption in image header, but options specified format '{}'",
                         format.name()
                     )),
-                    (None, Some(_)) => {
-                        refuse("No encryption in image header, but options give a key")
-                    }
-                    (None, None) => Ok(None),
+                    None => Ok(None),
                 };
             }
             encryption::AES => EncryptionFormat::Aes,

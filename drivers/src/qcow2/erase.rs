@@ -32,6 +32,7 @@ use super::lookup::Place;
 use blockplex_graph::{Error, ErrorKind, Result};
 use blockplex_io::buffer::IoVector;
 use plan::Manner;
+use std::ops::Range;
 
 /// What is done to whole clusters.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -107,7 +108,7 @@ impl Qcow2 {
         while at < end {
             let first = at & !(unit - 1);
             let stop = end.min(first + unit);
-            if !self.erase_empty_unit(layers, first, erase).await? {
+            if !self.erase_empty_unit(layers, first, at..stop, erase).await? {
                 let zeros = IoVector::zeroed((stop - at) as usize);
                 self.write(layers, at, &zeros).await?;
             }
@@ -116,22 +117,50 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Erases the unit that begins at guest offset `first` if all of it reads as zeros; says whether
-    /// it does. Under the lock of its range nothing is written to it in between: what reads as zeros
+    /// Erases the unit that begins at guest offset `first` if all of it but `part` reads as zeros,
+    /// and the image has no data of it; says whether that is so. Under the lock of its range nothing is written to it in between: what reads as zeros
     /// has no place that tier 1 could write to.
-    async fn erase_empty_unit(&self, layers: &Layers, first: u64, erase: Erase) -> Result<bool> {
+    async fn erase_empty_unit(
+        &self,
+        layers: &Layers,
+        first: u64,
+        part: Range<u64>,
+        erase: Erase,
+    ) -> Result<bool> {
         let end = first + self.geometry.subcluster_size();
         let cluster = self.geometry.align_down(first);
         let whole = cluster..cluster + self.geometry.cluster_size();
         let _guard = self.ranges.lock(whole).await;
         self.check_inside(layers, end)?;
-        if !self.is_zero(layers, first, end - first).await? {
+        if !self.is_zero(layers, first, part.start - first).await?
+            || !self.is_zero(layers, part.end, end - part.end).await?
+            || !self.has_no_data(layers, part).await?
+        {
             return Ok(false);
         }
         let hold = self.hold(layers);
         let erased = self.erase_step(layers, (first, end), erase).await;
         hold.release();
         Ok(erased?.is_empty())
+    }
+
+    /// Whether the image itself has no data for a range.
+    async fn has_no_data(&self, layers: &Layers, range: Range<u64>) -> Result<bool> {
+        let mut at = range.start;
+        while at < range.end {
+            let extent = self.look_up(at, range.end - at);
+            match extent.place {
+                Place::Missing => {
+                    let hold = self.hold(layers);
+                    let loaded = self.slice(layers, self.position(at).number).await;
+                    hold.release();
+                    loaded?;
+                }
+                Place::Zero | Place::Unallocated => at += extent.length,
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     /// Whether a range reads as zeros because of its entries, or of what its backing node says.

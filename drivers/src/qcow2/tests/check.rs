@@ -292,10 +292,25 @@ fn the_marks_go_when_the_image_is_whole() {
     // Leaks are gone, but the corruption is not: it stays marked.
     let volume = broken(&base, &[(72, &2_u64.to_be_bytes()), (0x2000a, &[0, 2])]);
     assert_eq!(checked(&volume, Fix::Leaks).leaks_fixed, 1);
-    let volume =
-        broken(&base, &[(72, &2_u64.to_be_bytes()), (0x40000, &0x50000_u64.to_be_bytes())]);
-    assert_eq!(checked(&volume, Fix::Leaks).corruptions, 1);
+    let volume = broken(&base, &[(72, &2_u64.to_be_bytes()), (0x2000a, &[0, 0])]);
+    assert!(checked(&volume, Fix::Leaks).corruptions > 0);
     assert_eq!(volume.bytes()[79], 2);
+}
+
+/// Where refcounts are right, or only leaks, it is known what the flags are to be.
+#[test]
+fn repairing_leaks_puts_flags_right_unless_refcounts_are_too_low() {
+    let scratch = Scratch::new();
+    let base = base(&scratch);
+    let flags = (0x40000, &0x50000_u64.to_be_bytes()[..]);
+    let volume = broken(&base, &[(72, &2_u64.to_be_bytes()), flags]);
+    let report = checked(&volume, Fix::Leaks);
+    assert_eq!((report.corruptions, report.corruptions_fixed), (0, 1), "{:?}", lines(&report));
+    assert!(volume.bytes() == base.bytes());
+    let volume = broken(&base, &[flags, (0x2000a, &[0, 0])]);
+    let before = volume.bytes();
+    assert!(checked(&volume, Fix::Leaks).corruptions > 0);
+    assert!(volume.bytes() == before);
 }
 
 /// K2, K3: a repair that ends at any moment leaves an image that a second one repairs, with the
