@@ -40,7 +40,14 @@ impl FileName {
         }
         let tree = match protocol_of(name) {
             None => file_tree(name)?,
-            Some("file") => file_tree(name.strip_prefix("file:").unwrap_or(name))?,
+            Some("file") => {
+                let path = name.strip_prefix("file:").unwrap_or(name);
+                // Still a path where it is read again, as a name relative to it is.
+                match protocol_of(path) {
+                    Some(_) => file_tree(&format!("./{path}"))?,
+                    None => file_tree(path)?,
+                }
+            }
             Some("null-co") => null_tree(name)?,
             Some("blkdebug") => blkdebug_tree(name)?,
             Some(other) => {
@@ -128,7 +135,7 @@ mod tests {
     fn names_say_what_they_stand_for_or_what_is_wrong() {
         let file = FileName::parse("file:odd:name").unwrap();
         assert!(file.is_protocol());
-        assert_eq!(file.into_tree().get("filename"), Some(&Value::from("odd:name")));
+        assert_eq!(file.into_tree().get("filename"), Some(&Value::from("./odd:name")));
         assert!(!FileName::parse("json:{\"driver\": \"null-co\"}").unwrap().is_protocol());
         for (name, problem) in [
             ("", "requires a file name"),

@@ -120,12 +120,25 @@ impl Opener<'_> {
         Ok(OpenNode { id, path: Some(path), given, identity: Some(identity) })
     }
 
+    /// Where only metadata counts, a key that there is not is no obstacle.
+    pub(super) fn drop_unneeded_key(&self, tree: &mut OptionTree) {
+        let is_known = match tree.get("key-secret") {
+            Some(Value::String(id)) => self.secrets.get(id).is_some(),
+            _ => true,
+        };
+        if self.metadata_only && !is_known {
+            // Known to be text.
+            let _ = tree.take_str("key-secret");
+        }
+    }
+
     async fn open_luks(
         &mut self,
         name: Option<String>,
         description: Description,
     ) -> Result<OpenNode> {
         let Description { mut tree, options, inherited, file, .. } = description;
+        self.drop_unneeded_key(&mut tree);
         let settings = LuksOptions {
             key: take_secret(&mut tree, "key-secret", &self.secrets)?,
             metadata_only: self.metadata_only,

@@ -1,7 +1,7 @@
 //! Opening qcow2 images, with the external data files and the chain of backing files that they name.
 
 use super::driver::Description;
-use super::{Inherited, OpenNode, Opener};
+use super::{Inherited, OpenNode, Opener, take_generic};
 use crate::file_name::FileName;
 use crate::layer::ImagePlace;
 use crate::options::invalid;
@@ -90,7 +90,11 @@ impl Opener<'_> {
         chain.inherited.read_only = true;
         let below = match backing {
             Some(Reference::Tree(tree)) => {
-                let opened = self.open_tree(tree, chain.inherited).await;
+                let stated = levels.first().and_then(|level| level.driver.backing());
+                let opened = match stated.filter(|_| is_about_stated(&tree)) {
+                    Some(stated) => self.open_stated_with(&file, stated, tree, &chain).await,
+                    None => self.open_tree(tree, chain.inherited).await,
+                };
                 opened.map(|node| Some(node.id)).map_err(in_backing)
             }
             Some(Reference::Name(name)) => self.existing(&name).map(|node| Some(node.id)),
@@ -104,6 +108,7 @@ impl Opener<'_> {
 
     fn take_encryption(&self, tree: &mut OptionTree) -> Result<EncryptionOptions> {
         let mut group = tree.take_subtree("encrypt").map_err(invalid)?.unwrap_or_default();
+        self.drop_unneeded_key(&mut group);
         let options = EncryptionOptions::take(&mut group, &self.secrets)?;
         group.finish().map_err(invalid)?;
         Ok(EncryptionOptions { metadata_only: self.metadata_only, ..options })
@@ -313,6 +318,30 @@ impl Opener<'_> {
         Ok(Stated::File(file, format))
     }
 
+    /// Opens what an image names as its backing file with the caller's options for it.
+    async fn open_stated_with(
+        &mut self,
+        by: &OpenNode,
+        stated: BackingReference,
+        mut tree: OptionTree,
+        chain: &ChainOptions,
+    ) -> Result<OpenNode> {
+        let driver = tree.take_str("driver").map_err(invalid)?;
+        let format = driver.or(stated.format);
+        let stated = BackingReference { format, ..stated };
+        let (file, driver) = match self.open_stated(by, stated, chain).await? {
+            Stated::File(file, format) => (file, format),
+            Stated::Node(node) => {
+                tree.finish().map_err(invalid)?;
+                return Ok(node);
+            }
+        };
+        let name = tree.take_str("node-name").map_err(invalid)?;
+        let (options, inherited) = take_generic(&mut tree, chain.inherited)?;
+        let description = Description { driver, tree, options, inherited, file: Some(file) };
+        Box::pin(self.open_node(name, description)).await
+    }
+
     /// Opens a backing file whose name begins with a scheme that the caller granted.
     async fn open_by_scheme(
         &mut self,
@@ -381,6 +410,16 @@ impl Opener<'_> {
         }
         result?.ok_or_else(|| Error::new(ErrorKind::NotFound, "a chain has at least one image"))
     }
+}
+
+/// Whether options of a backing file leave open which file it is: the one that the image names.
+fn is_about_stated(tree: &OptionTree) -> bool {
+    let names_format = match tree.get("driver") {
+        Some(Value::String(driver)) => ["raw", "qcow2", "luks"].contains(&driver.as_str()),
+        Some(_) => false,
+        None => true,
+    };
+    names_format && !tree.contains("file") && !tree.contains("filename")
 }
 
 fn take_settings(tree: &mut OptionTree) -> Result<Qcow2Options> {
