@@ -18,4 +18,5 @@ mod io_faults;
 mod mask;
 mod pair;
 mod policy;
+mod scripts;
 mod sequence;

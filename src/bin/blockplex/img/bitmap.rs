@@ -105,7 +105,7 @@ fn run(tool: &mut Tool, words: Vec<String>) -> Result<u8, Failure> {
     let [filename, bitmap] =
         words.map_err(|_| Failure::new("Expecting filename and bitmap name"))?;
     let options = arguments.source.open_options(&filename)?;
-    let image = tool.open(&ImageOpenOptions { write: true, ..options })?;
+    let image = tool.open(&ImageOpenOptions { write: true, image_alone: true, ..options })?;
     let done = act(tool, &arguments, &image, &bitmap);
     let closed = image.close();
     done.and(closed)?;
@@ -134,6 +134,7 @@ fn act(tool: &Tool, arguments: &Arguments, image: &Image, bitmap: &str) -> Resul
     let other = match &arguments.merge_file {
         Some(name) => Some(tool.open(&ImageOpenOptions {
             format: arguments.merge_format.clone(),
+            image_alone: true,
             ..ImageOpenOptions::new(name)
         })?),
         None => None,

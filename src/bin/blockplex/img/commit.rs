@@ -6,6 +6,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use blockplex::OptionTree;
+use blockplex::drivers::options::Value;
 use blockplex::drivers::qcow2::Qcow2;
 use blockplex::graph::NodeIo;
 
@@ -103,6 +105,22 @@ fn run(tool: &mut Tool, words: Vec<String>) -> Result<u8, Failure> {
 pub struct Level {
     pub filename: String,
     pub format: Option<String>,
+    /// The options that the command line gives for it: they say all.
+    options: Option<String>,
+}
+
+impl Level {
+    fn open_options(&self) -> ImageOpenOptions {
+        match &self.options {
+            Some(options) => {
+                ImageOpenOptions { image_opts: true, ..ImageOpenOptions::new(options.clone()) }
+            }
+            None => ImageOpenOptions {
+                format: self.format.clone(),
+                ..ImageOpenOptions::new(self.filename.clone())
+            },
+        }
+    }
 }
 
 fn commit(
@@ -146,12 +164,29 @@ fn chain_below(tool: &Tool, top: &ImageOpenOptions) -> Result<Vec<Level>, Failur
     let image = tool.open(&ImageOpenOptions { write: true, ..top.clone() })?;
     let chain = levels_below(&image);
     image.close()?;
-    let chain = chain?;
-    if !chain.is_empty() && top.tree()?.contains("backing") {
-        let text = "the backing file must be the one that the image names, not one of the options";
-        return Err(Failure::new(text));
+    let mut chain = chain?;
+    let mut above = top.tree()?;
+    for level in &mut chain {
+        let Some(Value::Tree(mut below)) = above.get("backing").cloned() else { break };
+        level.options = Some(options_of(&below, level)?);
+        std::mem::swap(&mut above, &mut below);
     }
     Ok(chain)
+}
+
+/// The options for a level alone. They need not say which file it is, as the image above does.
+fn options_of(tree: &OptionTree, level: &Level) -> Result<String, Failure> {
+    let mut alone = tree.clone();
+    alone.set("backing", "".into());
+    if let (None, Some(format)) = (alone.get("driver"), &level.format) {
+        alone.set("driver", format.as_str().into());
+    }
+    if !alone.contains("file") && !alone.contains("filename") {
+        let mut file = OptionTree::new();
+        file.set("filename", level.filename.as_str().into());
+        alone.set("file", Value::Tree(file));
+    }
+    alone.to_keyval().map_err(|error| Failure::new(error.to_string()))
 }
 
 /// What is below an open image, from the next one down.
@@ -164,7 +199,7 @@ pub fn levels_below(image: &Image) -> Result<Vec<Level>, Failure> {
         let Some(stated) = view.driver_as::<Qcow2>().and_then(Qcow2::backing) else { break };
         filename = beside(&filename, &String::from_utf8_lossy(&stated.name));
         let format = Some(below.driver().driver_name().to_owned());
-        levels.push(Level { filename: filename.clone(), format });
+        levels.push(Level { filename: filename.clone(), format, options: None });
         view = below;
     }
     Ok(levels)
@@ -191,20 +226,14 @@ fn open_and_copy(
     let Some((base, between)) = chain.split_last() else { return Ok(()) };
     for level in between {
         let how = ImageOpenOptions {
-            format: level.format.clone(),
             cache: options.cache,
             overrides: alone.clone(),
-            ..ImageOpenOptions::new(level.filename.clone())
+            ..level.open_options()
         };
         images.push(tool.open(&how)?);
     }
-    let how = ImageOpenOptions {
-        format: base.format.clone(),
-        cache: options.cache,
-        write: true,
-        unmap: true,
-        ..ImageOpenOptions::new(base.filename.clone())
-    };
+    let how =
+        ImageOpenOptions { cache: options.cache, write: true, unmap: true, ..base.open_options() };
     images.push(tool.open(&how)?);
     let Some((base, overlays)) = images.split_last() else { return Ok(()) };
     copy_down(tool, options, overlays, base, progress)?;

@@ -346,7 +346,11 @@ fn copy_into(
 }
 
 /// `snapshot.id=…,snapshot.name=…`, or anything else, which is a name.
-fn check_snapshot(tool: &Tool, value: &str) -> Result<(), Failure> {
+///
+/// # Errors
+///
+/// Another key.
+pub fn check_snapshot(tool: &Tool, value: &str) -> Result<(), Failure> {
     if !value.starts_with("snapshot.") {
         return Ok(());
     }

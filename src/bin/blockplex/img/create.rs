@@ -157,6 +157,8 @@ fn check_backing(
     let how = ImageOpenOptions {
         format: format.clone(),
         force_share: true,
+        // Its size is all that counts.
+        metadata_only: true,
         ..ImageOpenOptions::new(full)
     };
     let image = tool.open_quietly(&how).map_err(|failure| {

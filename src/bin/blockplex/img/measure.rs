@@ -7,6 +7,7 @@ use blockplex::drivers::qcow2::measure::{self, DataBytes, MeasureOptions};
 use blockplex::drivers::qcow2::{CreateEncryption, Qcow2};
 use blockplex::graph::Preallocation;
 
+use super::convert::check_snapshot;
 use super::source::{FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, Source};
 use super::{Command, DONE, print_command_help, wants_json};
 use crate::tool::create::{check_options, encryption, format_named, qcow2_options};
@@ -81,7 +82,10 @@ fn run(tool: &mut Tool, words: Vec<String>) -> Result<u8, Failure> {
             "help" => return print_command_help(tool, &COMMAND),
             "target-format" => arguments.target = Some(option.value),
             "options" => arguments.options.add(&option.value)?,
-            "snapshot" => arguments.snapshot = Some(option.value),
+            "snapshot" => {
+                check_snapshot(tool, &option.value)?;
+                arguments.snapshot = Some(option.value);
+            }
             "output" => arguments.json = wants_json(&option.value)?,
             "size" => arguments.size = Some(size::parse_bytes("image size", &option.value)?),
             _ => drop(arguments.source.take(tool, &option)?),
@@ -186,7 +190,12 @@ fn measure_qcow2(
     Ok(Sizes {
         required: measured.required,
         full: measured.fully_allocated,
-        bitmaps: image.map(|image| bitmaps_of(image, &geometry, length)).transpose()?.flatten(),
+        // Version 2 has none.
+        bitmaps: image
+            .filter(|_| wanted.version == Version::V3)
+            .map(|image| bitmaps_of(image, &geometry, length))
+            .transpose()?
+            .flatten(),
     })
 }
 

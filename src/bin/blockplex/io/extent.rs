@@ -12,6 +12,7 @@ use super::transfer::{Flags, failed, print_report};
 use crate::img;
 use crate::tool::getopt::{Opt, Parser, short, short_with};
 use crate::tool::message::{describe, strerror};
+use crate::tool::open::is_protocol_driver;
 
 const DISCARD: &[Opt] = &[short("C", 'C'), short("q", 'q')];
 const TRUNCATE: &[Opt] = &[short_with("m", 'm')];
@@ -187,7 +188,15 @@ pub fn info(session: &mut Session, _words: &[String]) -> Status {
     let Some(view) = session.file.as_ref().and_then(|file| file.image.view().ok()) else {
         return Status::Failed;
     };
-    say(format!("format name: {}", view.driver().driver_name()));
+    let driver = view.driver().driver_name();
+    say(format!("format name: {driver}"));
+    if is_protocol_driver(driver) {
+        // The peer prints both names of such a driver.
+        say(format!("format name: {driver}"));
+    }
+    if ["null-co", "memory"].contains(&driver) {
+        return Status::Failed;
+    }
     let qcow2 = view.driver_as::<Qcow2>();
     let (cluster, vm_state) =
         qcow2.map_or((0, 0), |driver| (driver.information().cluster_size, driver.vm_state_start()));

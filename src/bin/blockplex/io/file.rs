@@ -3,6 +3,7 @@
 use blockplex::OptionTree;
 use blockplex::drivers::options::Value;
 use blockplex::drivers::qcow2::CreateOptions;
+use blockplex::graph::Role;
 use blockplex::io::engine::EngineChoice;
 
 use super::command::{Status, usage};
@@ -414,9 +415,17 @@ impl Changes {
             return Err(Failure::new("Cannot set both -c and the cache options"));
         }
         let driver = file.image.format()?;
-        for (name, value) in &pairs {
-            check_change(driver, name, value)?;
+        let mut changes = Vec::new();
+        for (name, value) in pairs {
+            let is_as_before = is_current(file, &name, &value)?;
+            if is_changeable(driver, &name) {
+                changes.push((name, value));
+            } else if !is_as_before {
+                let last = name.rsplit('.').next().unwrap_or(&name);
+                return Err(Failure::new(format!("Cannot change the option '{last}'")));
+            }
         }
+        let pairs = changes;
         if access.writes() && pairs.iter().any(|(name, value)| name == "read-only" && value == "on")
         {
             let view = file.image.view()?;
@@ -424,7 +433,7 @@ impl Changes {
             let text = format!("Read-only block node '{name}' cannot support read-write users");
             return Err(Failure::new(text));
         }
-        access.options.extend(pairs);
+        join(&mut access.options, pairs);
         if let Some(writable) = self.writable {
             access.options.retain(|(name, _)| name != "read-only");
             let read_only = if writable { "off" } else { "on" };
@@ -442,19 +451,72 @@ impl Changes {
 }
 
 /// Whether an option can be changed while the image is open.
-fn check_change(driver: &str, name: &str, value: &str) -> Result<(), Failure> {
+fn is_changeable(driver: &str, name: &str) -> bool {
     let first = name.split('.').next().unwrap_or(name);
     let own: &[&str] = match driver {
         "raw" => &CHANGEABLE_RAW,
         "qcow2" => &CHANGEABLE_QCOW2,
         _ => &[],
     };
-    let changeable = CHANGEABLE.contains(&first) || own.contains(&first);
-    if changeable || name == "driver" && value == driver {
-        return Ok(());
+    CHANGEABLE.contains(&first) || own.contains(&first)
+}
+
+/// Whether an option of the open file, or of a node below, has this value.
+fn is_current(file: &OpenFile, name: &str, value: &str) -> Result<bool, Failure> {
+    let mut tree = file.options.tree()?;
+    for (name, value) in &file.options.overrides {
+        tree.set(name.clone(), value.as_str().into());
     }
-    let last = name.rsplit('.').next().unwrap_or(name);
-    Err(Failure::new(format!("Cannot change the option '{last}'")))
+    if tree.get(name) == Some(&Value::from(value)) {
+        return Ok(true);
+    }
+    let mut view = file.image.view()?;
+    let (mut path, mut options) = (name, Some(tree));
+    while let Some((child, rest)) = path.split_once('.') {
+        let role = match child {
+            "file" => Role::File,
+            "backing" => Role::Backing,
+            "data-file" => Role::Data,
+            _ => break,
+        };
+        let Some(below) = view.edge_in_role(role).and_then(|edge| view.child(edge)).cloned() else {
+            return Ok(false);
+        };
+        options = options.and_then(|options| match options.get(child) {
+            Some(Value::Tree(below)) => Some(below.clone()),
+            _ => None,
+        });
+        (view, path) = (below, rest);
+    }
+    let given = options.as_ref().and_then(|options| options.get(path));
+    Ok(match path {
+        "driver" => view.driver().driver_name() == value,
+        "node-name" => view.name() == value,
+        _ => given == Some(&Value::from(value)),
+    })
+}
+
+/// Puts new options to the old ones, as far as these still count beside them: what says how large
+/// caches are, or what is watched over, is said anew as a whole.
+fn join(old: &mut Vec<(String, String)>, new: Vec<(String, String)>) {
+    const SIZES: [&str; 3] = ["cache-size", "l2-cache-size", "refcount-cache-size"];
+    let gives = |options: &[(String, String)], name: &str| options.iter().any(|it| it.0 == name);
+    if gives(&new, "overlap-check") || gives(&new, "overlap-check.template") {
+        old.retain(|(name, _)| name.split('.').next() != Some("overlap-check"));
+    }
+    let is_whole = gives(&new, "cache-size");
+    if is_whole {
+        old.retain(|(name, _)| !SIZES.contains(&name.as_str()));
+    }
+    old.retain(|(name, _)| !gives(&new, name));
+    old.extend(new);
+    if old.iter().any(|(name, _)| name.starts_with("overlap-check.")) {
+        let template = old.iter_mut().find(|(name, _)| name == "overlap-check");
+        template.into_iter().for_each(|(name, _)| name.push_str(".template"));
+    }
+    if !is_whole && SIZES.iter().all(|name| gives(old, name)) {
+        old.retain(|(name, _)| name != "cache-size");
+    }
 }
 
 /// Closes the open file and opens it with another access; with the old one, if that fails.

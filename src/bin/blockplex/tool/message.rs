@@ -35,6 +35,10 @@ pub fn describe(error: &Error) -> String {
             break;
         }
     }
+    const MALFORMED: &str = "malformed JSON: EOF while parsing";
+    if let Some((before, _)) = text.split_once(MALFORMED) {
+        text = format!("{before}JSON parse error, premature EOI");
+    }
     match text.as_str() {
         "preallocation cannot be used for shrinking a file" => {
             text = "Cannot use preallocation for shrinking files".to_owned();

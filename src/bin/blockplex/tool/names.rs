@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use blockplex::drivers::options::{Number, Value};
+use blockplex::drivers::options::Value;
 use blockplex::drivers::qcow2::Qcow2;
 use blockplex::file_name::protocol_of;
 use blockplex::graph::NodeView;
@@ -24,77 +24,149 @@ pub fn beside(filename: &str, name: &str) -> String {
 
 /// The name of the image that `tree` describes: its file's, where that says all.
 pub fn of_tree(tree: &OptionTree) -> String {
-    file_name(tree).unwrap_or_else(|| format!("json:{}", json(&Value::Tree(tree.clone()))))
+    plain_name(tree).unwrap_or_else(|| format!("json:{}", description(tree)))
 }
 
-/// The name of the file of the image that `tree` describes.
-pub fn of_file(tree: &OptionTree) -> String {
-    match tree.get("file").or_else(|| tree.get("image")) {
-        Some(Value::Tree(file)) => of_tree(file),
-        _ => of_tree(tree),
+/// The options that make it another image, in the order in which the peer prints them (that of its
+/// hash table); `inject-error` and `set-state` have one for each of their members.
+const TELLING: [(&str, &[&str]); 16] = [
+    ("opt-write-zero", &["blkdebug"]),
+    ("read-zeroes", &["null-co"]),
+    ("max-write-zero", &["blkdebug"]),
+    ("offset", &["raw"]),
+    ("max-transfer", &["blkdebug"]),
+    ("encrypt.key-secret", &["qcow2"]),
+    ("config", &["blkdebug"]),
+    ("filename", &["file", "host_device"]),
+    ("size", &["raw", "null-co", "memory"]),
+    ("opt-discard", &["blkdebug"]),
+    ("key-secret", &["luks"]),
+    ("max-discard", &["blkdebug"]),
+    ("align", &["blkdebug"]),
+    ("inject-error", &["blkdebug"]),
+    ("set-state", &["blkdebug"]),
+    ("x-image", &["blkdebug"]),
+];
+
+/// All keys in that order.
+const ORDER: [&str; 19] = [
+    "opt-write-zero",
+    "read-zeroes",
+    "max-write-zero",
+    "offset",
+    "image",
+    "data-file",
+    "max-transfer",
+    "encrypt.key-secret",
+    "driver",
+    "config",
+    "filename",
+    "size",
+    "errno",
+    "event",
+    "opt-discard",
+    "file",
+    "key-secret",
+    "max-discard",
+    "align",
+];
+
+/// The keys of nodes below.
+const BELOW: [&str; 3] = ["image", "data-file", "file"];
+
+fn driver_of(tree: &OptionTree) -> &str {
+    match tree.get("driver") {
+        Some(Value::String(driver)) => driver,
+        _ if tree.contains("filename") => "file",
+        _ => "",
     }
 }
 
-/// The options that do not make it another image.
-const GENERIC: [&str; 9] = [
-    "driver",
-    "cache",
-    "discard",
-    "detect-zeroes",
-    "read-only",
-    "force-share",
-    "node-name",
-    "locking",
-    "filename",
-];
-
-fn file_name(tree: &OptionTree) -> Option<String> {
-    let plain = |known: &[&str]| {
-        let mut keys = tree.iter().map(|(key, _)| key);
-        keys.all(|key| GENERIC.contains(&key) || known.contains(&key))
-    };
-    let driver = match tree.get("driver") {
-        Some(Value::String(driver)) => driver.as_str(),
-        _ => "",
-    };
-    match (driver, tree.get("filename"), tree.get("file")) {
-        ("null-co", None, None) if plain(&[]) => Some("null-co://".to_owned()),
-        ("file" | "host_device" | "", Some(Value::String(name)), None) if plain(&[]) => {
-            Some(name.clone())
+/// The options that make it another image, by their dotted names.
+fn telling(tree: &OptionTree) -> Vec<(String, String)> {
+    let driver = driver_of(tree);
+    let mut found = Vec::new();
+    for (key, drivers) in TELLING {
+        if !drivers.contains(&driver) {
+            continue;
         }
-        ("" | "raw" | "qcow2" | "luks", None, Some(Value::Tree(file)))
-            if plain(&["file", "key-secret", "encrypt"]) =>
-        {
-            file_name(file)
+        let value = match key.split_once('.') {
+            Some((group, member)) => match tree.get(group) {
+                Some(Value::Tree(group)) => group.get(member),
+                _ => None,
+            },
+            None => tree.get(key),
+        };
+        if let Some(value) = value {
+            flatten(key, value, &mut found);
+        }
+    }
+    found
+}
+
+fn flatten(key: &str, value: &Value, found: &mut Vec<(String, String)>) {
+    match value {
+        Value::String(text) => found.push((key.to_owned(), quoted(text))),
+        Value::Number(number) => found.push((key.to_owned(), number.to_string())),
+        Value::Bool(value) => found.push((key.to_owned(), value.to_string())),
+        Value::Null => found.push((key.to_owned(), "null".to_owned())),
+        Value::List(items) => {
+            for (index, item) in items.iter().enumerate() {
+                flatten(&format!("{key}.{index}"), item, found);
+            }
+        }
+        Value::Tree(tree) => {
+            for (name, value) in tree.iter() {
+                flatten(&format!("{key}.{name}"), value, found);
+            }
+        }
+    }
+}
+
+/// The name that says all, if there is one.
+fn plain_name(tree: &OptionTree) -> Option<String> {
+    let (driver, telling) = (driver_of(tree), telling(tree));
+    let text = |key: &str| match tree.get(key) {
+        Some(Value::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let below = |key: &str| match tree.get(key) {
+        Some(Value::Tree(below)) => plain_name(below),
+        _ => None,
+    };
+    match driver {
+        "file" | "host_device" => text("filename"),
+        "null-co" => telling.is_empty().then(|| "null-co://".to_owned()),
+        "" | "raw" | "qcow2" | "luks" if telling.is_empty() => below("file"),
+        "blkdebug" if telling.iter().all(|(key, _)| ["config", "x-image"].contains(&&**key)) => {
+            let image = below("image").or_else(|| below("file")).or_else(|| text("x-image"))?;
+            Some(format!("blkdebug:{}:{image}", text("config").unwrap_or_default()))
         }
         _ => None,
     }
 }
 
-fn json(value: &Value) -> String {
-    match value {
-        Value::String(text) => quoted(text),
-        Value::Number(Number::Unsigned(number)) => number.to_string(),
-        Value::Number(number) => number.to_string(),
-        Value::Bool(value) => value.to_string(),
-        Value::Null => "null".to_owned(),
-        Value::List(items) => {
-            let items: Vec<_> = items.iter().map(json).collect();
-            format!("[{}]", items.join(", "))
-        }
-        Value::Tree(tree) => {
-            let driver = tree.iter().filter(|(key, _)| *key == "driver");
-            let others = tree.iter().filter(|(key, _)| match *key {
-                "filename" => true,
-                key => !GENERIC.contains(&key),
-            });
-            let members: Vec<_> = driver
-                .chain(others)
-                .map(|(key, value)| format!("{}: {}", quoted(key), json(value)))
-                .collect();
-            format!("{{{}}}", members.join(", "))
+/// What makes a node, and those below it, as JSON.
+fn description(tree: &OptionTree) -> String {
+    let mut members = telling(tree);
+    for key in BELOW {
+        if let Some(Value::Tree(below)) = tree.get(key) {
+            members.push((key.to_owned(), description(below)));
         }
     }
+    let driver = driver_of(tree);
+    if !driver.is_empty() {
+        members.push(("driver".to_owned(), quoted(driver)));
+    }
+    let place = |key: &str| {
+        let key =
+            key.strip_prefix("inject-error.").and_then(|it| it.split('.').nth(1)).unwrap_or(key);
+        ORDER.iter().position(|known| *known == key).unwrap_or(ORDER.len())
+    };
+    members.sort_by_key(|(key, _)| place(key));
+    let members: Vec<_> =
+        members.iter().map(|(key, value)| format!("{}: {value}", quoted(key))).collect();
+    format!("{{{}}}", members.join(", "))
 }
 
 /// The names of an image's files: of each node below it that holds one.
@@ -104,13 +176,11 @@ pub fn of_files(image: &Image) -> BTreeMap<NodeId, String> {
     let mut next = topology.node(image.root).cloned();
     let mut filename = image.shown_name.clone();
     while let Some(view) = next {
-        name_files(&mut names, &view, &filename);
-        if view.id() == image.root
-            && let Some(file) =
-                [Role::File, Role::Filtered].into_iter().find_map(|role| view.edge_in_role(role))
-            && let Some(child) = view.child(file)
-        {
-            name_files(&mut names, child, &image.shown_file);
+        if view.id() == image.root {
+            name_nodes(&mut names, &view, &image.description);
+            filename = bottom_name(&names, &view).unwrap_or(filename);
+        } else {
+            name_files(&mut names, &view, &filename);
         }
         next = view.edge_in_role(Role::Backing).and_then(|edge| view.child(edge)).cloned();
         if let Some(backing) = view.driver_as::<Qcow2>().and_then(Qcow2::backing) {
@@ -120,20 +190,49 @@ pub fn of_files(image: &Image) -> BTreeMap<NodeId, String> {
     names
 }
 
+/// Names a node, and those below it, as their description has them.
+fn name_nodes(names: &mut BTreeMap<NodeId, String>, view: &NodeView, tree: &OptionTree) {
+    names.insert(view.id(), of_tree(tree));
+    for (index, edge) in view.edges().iter().enumerate() {
+        let Some(child) = view.child(index) else { continue };
+        let below = match edge.role {
+            Role::Backing => continue,
+            Role::Data => tree.get("data-file"),
+            Role::File | Role::Filtered => tree.get("file").or_else(|| tree.get("image")),
+        };
+        match below {
+            Some(Value::Tree(below)) => name_nodes(names, child, below),
+            _ => {
+                let file = bottom_name(names, view).unwrap_or_else(|| of_tree(tree));
+                let name = if edge.role == Role::Data { stated_data(view, &file) } else { file };
+                name_files(names, child, &name);
+            }
+        }
+    }
+}
+
+/// The name of the file at the bottom of a node.
+fn bottom_name(names: &BTreeMap<NodeId, String>, view: &NodeView) -> Option<String> {
+    let mut view = view;
+    while let Some(below) = view.edge_in_role(Role::File).or(view.edge_in_role(Role::Filtered)) {
+        view = view.child(below)?;
+    }
+    names.get(&view.id()).cloned()
+}
+
+/// The data file that an image states.
+fn stated_data(view: &NodeView, filename: &str) -> String {
+    let stated = view.driver_as::<Qcow2>().and_then(|image| image.information().data_file.clone());
+    beside(filename, &String::from_utf8_lossy(&stated.unwrap_or_default()))
+}
+
 fn name_files(names: &mut BTreeMap<NodeId, String>, view: &NodeView, filename: &str) {
     names.insert(view.id(), filename.to_owned());
     for (index, edge) in view.edges().iter().enumerate() {
         let Some(child) = view.child(index) else { continue };
         match edge.role {
             Role::Backing => {}
-            Role::Data => {
-                let stated = view
-                    .driver_as::<Qcow2>()
-                    .and_then(|image| image.information().data_file.clone());
-                let stated = stated.unwrap_or_default();
-                let name = beside(filename, &String::from_utf8_lossy(&stated));
-                name_files(names, child, &name);
-            }
+            Role::Data => name_files(names, child, &stated_data(view, filename)),
             Role::File | Role::Filtered => name_files(names, child, filename),
         }
     }
@@ -158,6 +257,12 @@ mod tests {
         assert_eq!(
             of("driver=raw,file.driver=null-co,file.size=1M"),
             "json:{\"driver\": \"raw\", \"file\": {\"driver\": \"null-co\", \"size\": \"1M\"}}"
+        );
+        assert_eq!(of("driver=raw,file.driver=blkdebug,file.image.filename=a"), "blkdebug::a");
+        assert_eq!(
+            of("driver=raw,file.driver=blkdebug,file.image.filename=a,file.align=512"),
+            "json:{\"driver\": \"raw\", \"file\": {\"image\": {\"driver\": \"file\", \"filename\": \"a\"}, \
+             \"driver\": \"blkdebug\", \"align\": \"512\"}}"
         );
     }
 }

@@ -109,6 +109,11 @@ impl ImageOpenOptions {
         let name = FileName::parse(&self.filename)?;
         let is_protocol = name.is_protocol();
         let mut tree = name.into_tree();
+        if is_protocol
+            && let Some(format) = self.format.as_deref().filter(|it| is_protocol_driver(it))
+        {
+            return self.tree_of_protocol(tree, format);
+        }
         if is_protocol {
             let mut image = OptionTree::new();
             image.set("file", Value::Tree(tree));
@@ -117,6 +122,40 @@ impl ImageOpenOptions {
         if let Some(format) = &self.format {
             tree.set("driver", Value::from(format.as_str()));
         }
+        Ok(tree)
+    }
+
+    /// The node that a name stands for, opened without a format above it.
+    fn tree_of_protocol(&self, mut tree: OptionTree, format: &str) -> Result<OptionTree, Failure> {
+        let named = match tree.get("driver") {
+            Some(Value::String(driver)) => driver.clone(),
+            _ => String::new(),
+        };
+        if format == "blkdebug" {
+            if named != format {
+                let image = tree;
+                tree = OptionTree::new();
+                tree.set("driver", format.into());
+                tree.set("image", Value::Tree(image));
+            }
+            let is_format = |(name, driver): &(String, String)| {
+                name == "image.driver" && !is_protocol_driver(driver)
+            };
+            // The name is that of the file of the image then.
+            if self.overrides.iter().any(is_format)
+                && let Some(file) = tree.get("image").cloned()
+            {
+                let mut image = OptionTree::new();
+                image.set("file", file);
+                tree.set("image", Value::Tree(image));
+            }
+            return Ok(tree);
+        }
+        if format == "null-co" && named != format {
+            let text = "The only allowed filename for this driver is 'null-co://'";
+            return Err(Failure::new(text));
+        }
+        tree.set("driver", format.into());
         Ok(tree)
     }
 
@@ -200,8 +239,8 @@ pub struct Image {
     pub filename: String,
     /// The name by which it is shown: its file's, or a description.
     pub shown_name: String,
-    /// The same of its file.
-    pub shown_file: String,
+    /// How its nodes were described.
+    pub description: OptionTree,
     /// The node on top.
     pub root: NodeId,
     /// Writes are to be durable on return.
@@ -280,7 +319,7 @@ impl Tool {
         let layer = self.layer()?.clone();
         let description = options.open_options(self)?;
         let shown_name = super::names::of_tree(description.tree());
-        let shown_file = super::names::of_file(description.tree());
+        let tree = description.tree().clone();
         let driver = match description.tree().get("driver") {
             Some(Value::String(driver)) => driver.clone(),
             _ => String::new(),
@@ -293,7 +332,7 @@ impl Tool {
             backend,
             filename: options.filename.clone(),
             shown_name,
-            shown_file,
+            description: tree,
             root,
             writethrough: options.cache.writethrough,
             layer,
@@ -363,6 +402,11 @@ fn about_options(text: String, driver: &str) -> String {
         }
         _ => text,
     }
+}
+
+/// Whether a driver stands at the bottom, where a file name leads, or passes on what does.
+pub fn is_protocol_driver(name: &str) -> bool {
+    ["file", "host_device", "null-co", "memory", "blkdebug"].contains(&name)
 }
 
 /// Whether the library knows a driver of that name.

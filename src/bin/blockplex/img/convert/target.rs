@@ -214,7 +214,7 @@ fn set_backing(
              input images",
         ));
     }
-    if options.target_options.get("backing_fmt").is_none() {
+    if options.create && options.target_options.get("backing_fmt").is_none() {
         return Err(Failure::new("Use of backing file requires explicit backing format"));
     }
     if options.target_is_zero {

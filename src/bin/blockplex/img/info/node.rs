@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 
 use blockplex::NodeId;
+use blockplex::drivers::blkdebug::Blkdebug;
 use blockplex::drivers::file::File;
 use blockplex::drivers::luks::Luks;
 use blockplex::drivers::null::Null;
@@ -69,7 +70,11 @@ impl NodeInfo {
             if edge.role != Role::Backing
                 && let Some(child) = view.child(index)
             {
-                children.push((edge.name.clone(), NodeInfo::of_node(child, names)?));
+                let name = match edge.role {
+                    Role::Filtered if view.driver_as::<Blkdebug>().is_some() => "image".to_owned(),
+                    _ => edge.name.clone(),
+                };
+                children.push((name, NodeInfo::of_node(child, names)?));
             }
         }
         let filename = names.get(&view.id()).cloned().unwrap_or_default();
@@ -101,6 +106,11 @@ impl NodeInfo {
         Ok(info)
     }
 
+    /// The name of the file at the bottom, to which names in the image are relative.
+    fn bottom_name(&self) -> &str {
+        self.children.first().map_or(&self.filename, |(_, child)| child.bottom_name())
+    }
+
     fn add_qcow2(&mut self, image: &Qcow2) {
         let told = image.information();
         self.cluster_size = Some(told.cluster_size);
@@ -109,7 +119,7 @@ impl NodeInfo {
         self.backing = told.backing.as_ref().map(|backing| {
             let name = String::from_utf8_lossy(&backing.name).into_owned();
             Backing {
-                full_name: beside(&self.filename, &name),
+                full_name: beside(self.bottom_name(), &name),
                 name,
                 format: backing.format.clone(),
             }
