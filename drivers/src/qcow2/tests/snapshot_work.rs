@@ -308,12 +308,18 @@ fn crash_test(options: &str, seed: u64) {
         rig.close();
         let journal = volume.journal();
         let after = whole(&volume);
-        for cut in 0..=journal.len() {
+        // Late refcounts change less than half of it.
+        let step = if options.contains("lazy") { 3 } else { 1 };
+        for cut in (0..=journal.len()).step_by(step) {
             let volume = crashed(&base, &journal[..cut], &mut random);
             let what = format!("{options}, seed {seed}, step {number}, cut at {cut}");
             let found = whole(&volume);
             assert!(found == before || found == after, "{what}");
             volume.save(&path);
+            if options.contains("lazy") && volume.bytes()[79] & 1 != 0 {
+                // Counted anew, by the peer as by us below.
+                scratch.qemu_img(&["check", "-q", "-r", "all", &path]);
+            }
             scratch.check_harmless(&path);
             // Writing changes no snapshot.
             let mut rig = Rig::writable(&volume);
@@ -331,6 +337,7 @@ fn a_crash_leaves_the_old_state_or_the_new_one() {
     crash_test("cluster_size=4k", 5);
     crash_test("cluster_size=512,compat=0.10", 6);
     crash_test("extended_l2=on,cluster_size=16k", 7);
+    crash_test("cluster_size=4k,lazy_refcounts=on", 8);
 }
 
 /// Fails the operation of this number, or all from it on.
