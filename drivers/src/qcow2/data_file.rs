@@ -199,6 +199,20 @@ impl Qcow2 {
         let data = self.data(layers)?;
         let _turn = external.growing.lock().await;
         let (disk, has) = (self.disk_size(), data.length().min(size));
+        // Nobody may write there before it is known to have ended.
+        let doubt = self.doubt();
+        let changed = self.change_data_file(external, data, (disk, has, size), mode).await;
+        doubt.settle();
+        changed
+    }
+
+    async fn change_data_file(
+        &self,
+        external: &ExternalData,
+        data: &Child,
+        (disk, has, size): (u64, u64, u64),
+        mode: Preallocation,
+    ) -> Result<()> {
         external.set_length(data, size, mode).await?;
         // A longer file, or a write that was late when the disk shrank, left bytes behind the end of
         // the disk. Where nothing is mapped nobody sees them.

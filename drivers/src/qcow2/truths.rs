@@ -35,7 +35,7 @@
 //! | PK2 | packing goes on only in a counted cluster | `allocate_bytes` | `clusters_that_share_a_host_cluster_go_one_by_one`, `a_compressed_cluster_that_is_being_read_stays_until_it_is_read` |
 //! | PK3 | a second host cluster is the next one in the file | `allocate_bytes` | `compressed_writes_beside_each_other_and_beside_others_lose_nothing` |
 //! | E1 | nothing is written past the extent | `write_data`, `store_locked` | `an_entry_past_the_end_of_the_file_is_not_written_in_place` |
-//! | E2 | the extent grows, and is cut only when nothing is handed out | `cover` | `several_loops_on_one_image_lose_nothing` |
+//! | E2 | the extent grows, and is cut only when nothing is handed out | `cover` | `several_loops_on_one_image_lose_nothing`, `a_longer_file_that_was_torn_down_with_its_loop_grows_no_more` |
 //! | E3 | a file of fixed length is its own limit | the order in `cover` | `a_file_of_fixed_length_holds_an_image_among_old_bytes` |
 //! | L1 | a cluster enters limbo after its last entry has changed | the order in `commit`, `erase_step`, `make_table` | `a_cluster_with_a_read_in_flight_is_not_used_again`, `several_loops_on_one_image_lose_nothing` |
 //! | L2 | it leaves when its users have ended and the change is durable | `take_ready` | `a_cluster_waits_for_its_users_and_for_the_disk`, `a_cluster_with_a_write_in_flight_is_not_used_again` |
@@ -52,7 +52,7 @@
 //! | LK2 | looking up takes none of them | `look_up` | `a_read_that_hits_the_cache_waits_for_nothing_that_another_request_holds` |
 //! | I1 | autoclear bits and bitmaps first | `prepare_for_writing`, `write_round` | `autoclear_bits_are_cleared_before_the_first_write_and_not_by_reading`, `autoclear_bits_that_could_not_be_cleared_are_cleared_before_the_first_write` |
 //! | I2 | a corrupt image is marked once and not written any more | `prepare_for_writing` | `a_damaged_entry_fails_its_requests_and_marks_the_image` |
-//! | I3 | an image whose metadata is in doubt is given up, and says so | `check_known` | `a_change_of_the_size_that_fails_half_way_does_not_leave_two_l1_tables`, `a_panic_in_a_write_back_gives_the_image_up` |
+//! | I3 | an image whose metadata is in doubt is given up, and says so | `check_known` | `a_change_of_the_size_that_fails_half_way_does_not_leave_two_l1_tables`, `a_panic_in_a_write_back_gives_the_image_up`, `a_write_to_a_kept_place_that_was_torn_down_lets_nobody_write_there` |
 //! | OC1 | no write over metadata of another kind | `check_write` | `a_write_of_data_over_a_table_is_refused_and_marks_the_image`, `a_snapshot_that_claims_the_disks_l1_table_stops_the_first_change_of_it` |
 //! | U1 | no bit of a neighbour is lost | the type `SliceEditor` | `neighbours_in_one_cluster_do_not_lose_each_others_bits` |
 //! | U2 | a write in a cluster's own place fills to the borders of new subclusters, and no further | the order in `fill_of` | `copy_on_write_ends_at_the_borders_of_subclusters`, `any_workload_on_subclusters_leaves_what_the_peer_reads` |

@@ -10,6 +10,7 @@
 
 use super::Qcow2;
 use super::entry::{Cluster, L2Entry};
+use super::integrity::Doubt;
 use super::join::join_all;
 use super::layers::Layers;
 use super::limbo::Freed;
@@ -109,11 +110,15 @@ impl Qcow2 {
         if allocated {
             self.assert_counted(run);
         }
+        // What is torn down on its way to a place that others write to as well, with bytes around its
+        // own, could come after them (I3).
+        let doubt = (!allocated).then(|| self.doubt());
         let fill = self.fill_of(&slice, &position, run, length);
         let ended = match self.write_clusters(layers, at, &slice, (run, fill), data).await {
             Ok(()) => self.commit(&slice, &position, run, (length, fill)),
             failed => failed,
         };
+        doubt.map(Doubt::settle);
         match ended {
             Ok(()) => Ok(length),
             Err(error) if allocated => Err(self.abandon(layers, run, error).await),

@@ -7,11 +7,13 @@
 //! - **E2** The extent grows one step at a time, and the file is only given lengths above it. So
 //!   growing never cuts off anything that was written. It shrinks by [`FileExtent::cut`] alone,
 //!   to the end of what is in use, while nothing is handed out.
+//!   When a change of the length was torn down with its loop, it may still come: then the file does
+//!   not grow any more, for that could cut off what was written since.
 //! - **E3** A file whose length is fixed has no extent: its own end is the limit.
 
 use crate::qcow2::geometry::Geometry;
 use crate::qcow2::locks::{self, Ranked};
-use blockplex_graph::{Child, ErrorKind, Result};
+use blockplex_graph::{Child, Error, ErrorKind, Result};
 use blockplex_io::lock::CoMutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,9 +25,32 @@ const MAX_STEP: u64 = 256 << 20;
 pub(super) struct FileExtent {
     /// In bytes, whole clusters; `u64::MAX` for a file of fixed length (E3).
     end: AtomicU64,
-    /// The turn to grow; whether the file has grown.
-    growing: Ranked<CoMutex<bool>, { locks::FILE_END }>,
+    /// The turn to change the length.
+    growing: Ranked<CoMutex<Length>, { locks::FILE_END }>,
     cluster_size: u64,
+}
+
+/// What is known of the length of the file.
+#[derive(Default)]
+struct Length {
+    /// It was made longer here.
+    grown: bool,
+    /// It is being changed; found by whoever comes next, that was torn down.
+    changing: bool,
+}
+
+impl Length {
+    /// Gives the file another length.
+    async fn change(&mut self, file: &Child, length: u64) -> Result<()> {
+        if self.changing {
+            let text = "a change of the file's length was torn down: the image must be opened anew";
+            return Err(Error::new(ErrorKind::Io, text));
+        }
+        self.changing = true;
+        let changed = file.truncate(length).await;
+        self.changing = false;
+        changed
+    }
 }
 
 impl FileExtent {
@@ -33,7 +58,7 @@ impl FileExtent {
         let end = geometry.align_up(file_length).unwrap_or(u64::MAX);
         FileExtent {
             end: AtomicU64::new(end),
-            growing: Ranked::new(CoMutex::new(false)),
+            growing: Ranked::new(CoMutex::new(Length::default())),
             cluster_size: geometry.cluster_size(),
         }
     }
@@ -48,7 +73,7 @@ impl FileExtent {
         if self.covers(needed(), 0) {
             return Ok(());
         }
-        let mut grown = self.growing.lock().await;
+        let mut known = self.growing.lock().await;
         let needed = needed();
         let end = self.end.load(Ordering::Acquire);
         if needed <= end {
@@ -57,14 +82,14 @@ impl FileExtent {
         let step = (needed / 4).clamp(MIN_STEP, MAX_STEP);
         let mut target = (needed + step).next_multiple_of(self.cluster_size);
         debug_assert!(target > end, "E2: {target} is not above {end}");
-        let mut result = file.truncate(target).await;
+        let mut result = known.change(file, target).await;
         if matches!(&result, Err(error) if error.kind() == ErrorKind::NoSpace) {
             // No room for a whole step; perhaps there is for what is needed.
             target = needed.next_multiple_of(self.cluster_size);
-            result = file.truncate(target).await;
+            result = known.change(file, target).await;
         }
         match result {
-            Ok(()) => *grown = true,
+            Ok(()) => known.grown = true,
             Err(error) if error.kind() == ErrorKind::NotSupported => target = u64::MAX,
             Err(error) => return Err(error),
         }
@@ -76,15 +101,15 @@ impl FileExtent {
     /// Cuts the file to `used` bytes, whole clusters, behind which nothing is in use or will be
     /// before this has ended.
     pub(super) async fn cut(&self, file: &Child, used: u64) -> Result<()> {
-        let mut grown = self.growing.lock().await;
+        let mut known = self.growing.lock().await;
         let end = self.end.load(Ordering::Acquire);
         if used >= end || end == u64::MAX {
             return Ok(());
         }
         // Release, both: as in `trim`. Whoever comes now would have to grow it again.
         self.end.store(used, Ordering::Release);
-        match file.truncate(used).await {
-            Ok(()) => *grown = false,
+        match known.change(file, used).await {
+            Ok(()) => known.grown = false,
             Err(error) => {
                 self.end.store(end, Ordering::Release);
                 return Err(error);
@@ -95,13 +120,13 @@ impl FileExtent {
 
     /// Cuts the file to `used` bytes, if it was made longer here. Nothing else may use it now.
     pub(super) async fn trim(&self, file: &Child, used: impl Fn() -> u64) -> Result<()> {
-        let mut grown = self.growing.lock().await;
+        let mut known = self.growing.lock().await;
         let (used, end) = (used(), self.end.load(Ordering::Acquire));
-        if *grown && used < end && end != u64::MAX {
+        if known.grown && used < end && end != u64::MAX {
             // From here on writes would have to grow it again.
             self.end.store(used, Ordering::Release);
-            file.truncate(used).await?;
-            *grown = false;
+            known.change(file, used).await?;
+            known.grown = false;
         }
         Ok(())
     }
