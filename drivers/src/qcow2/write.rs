@@ -10,7 +10,6 @@
 
 use super::Qcow2;
 use super::entry::{Cluster, L2Entry};
-use super::integrity::Doubt;
 use super::join::join_all;
 use super::layers::Layers;
 use super::limbo::Freed;
@@ -118,7 +117,9 @@ impl Qcow2 {
             Ok(()) => self.commit(&slice, &position, run, (length, fill)),
             failed => failed,
         };
-        doubt.map(Doubt::settle);
+        if let Some(doubt) = doubt {
+            doubt.settle();
+        }
         match ended {
             Ok(()) => Ok(length),
             Err(error) if allocated => Err(self.abandon(layers, run, error).await),
