@@ -80,6 +80,24 @@ fn progress_has_the_same_steps() {
 }
 
 #[test]
+fn a_copy_that_fails_inside_of_a_chunk_names_the_chunk() {
+    let pair = Pair::new();
+    pair.given("qemu-img create -q a 6M");
+    let words = ["qemu-io", "-f", "raw", "-c", "write -q -P 1 0 6M", "a"];
+    pair.given_words(&words.map(str::to_owned));
+    pair.given("qemu-img create -q -f qcow2 b 6M");
+    let broken = "driver=raw,file.driver=blkdebug,file.inject-error.0.event=read_aio,\
+                  file.inject-error.0.sector=7000,file.image.driver=file,file.image.filename=a";
+    for options in ["", "-W", "-W -m 1 -S 1M"] {
+        pair.run(&format!("qemu-img convert {options} --image-opts {broken} -O qcow2 copy"));
+    }
+    let broken = broken.replace("read_aio", "write_aio");
+    for options in ["", "-W", "-W -m 1 -S 1M"] {
+        pair.run(&format!("qemu-img convert {options} -n --target-image-opts b {broken}"));
+    }
+}
+
+#[test]
 fn whoever_sends_sigusr1_is_told_how_far_a_copy_is() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("a"), vec![1; 100 << 20]).unwrap();

@@ -81,6 +81,19 @@ pub struct How {
     pub offload: Option<Offload>,
 }
 
+/// A part of a chunk that is copied by itself when it may be: a whole chunk's buffers would push
+/// each other out of the processor's cache, and each of their pages is a fault at first.
+const PIECE: u64 = 512 << 10;
+
+impl How {
+    /// Whether chunks may be copied in pieces: in any order, and as the pieces show no zeros that
+    /// the chunk does not.
+    fn may_be_cut(&self) -> bool {
+        let sees_the_same = self.sparse.is_none_or(|sparse| sparse.shortest == sparse.granule);
+        !self.in_order && self.compressed_cluster.is_none() && sees_the_same
+    }
+}
+
 /// What a copy was doing when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doing {
@@ -287,7 +300,11 @@ impl Lane<'_> {
             let Some(mut chunk) = copy.take(&self.sources).await? else { break };
             match chunk.kind {
                 Kind::Data if self.offload(&chunk).await => chunk.kind = Kind::Backed,
-                Kind::Data => self.read(&chunk).await?,
+                Kind::Data if copy.how.may_be_cut() => {
+                    self.copy_in_pieces(&chunk).await?;
+                    chunk.kind = Kind::Backed;
+                }
+                Kind::Data => self.read(&chunk).await.map_err(failed(Doing::Reading, &chunk))?,
                 Kind::Zero if copy.how.sparse.is_none() => {
                     self.room(chunk.length as usize);
                     self.buffer.fill(0);
@@ -298,10 +315,23 @@ impl Lane<'_> {
             if copy.how.in_order && !copy.turn.wait(chunk.offset).await {
                 break;
             }
-            self.write(&chunk).await?;
+            self.write(&chunk).await.map_err(failed(Doing::Writing, &chunk))?;
             if copy.how.in_order {
                 copy.turn.pass(chunk.offset + chunk.length);
             }
+        }
+        Ok(())
+    }
+
+    /// Copies a chunk through a buffer that stays in the processor's cache.
+    async fn copy_in_pieces(&mut self, chunk: &Chunk) -> Result<(), CopyError> {
+        let end = chunk.offset + chunk.length;
+        let mut offset = chunk.offset;
+        while offset < end {
+            let piece = Chunk { offset, length: (end - offset).min(PIECE), kind: chunk.kind };
+            self.read(&piece).await.map_err(failed(Doing::Reading, chunk))?;
+            self.write(&piece).await.map_err(failed(Doing::Writing, chunk))?;
+            offset += piece.length;
         }
         Ok(())
     }
@@ -316,13 +346,15 @@ impl Lane<'_> {
     /// Makes the buffer at least `length` long.
     fn room(&mut self, length: usize) {
         if self.buffer.len() < length {
-            let most = self.copy.how.buffer_bytes.min(self.copy.total) as usize;
+            let how = &self.copy.how;
+            let most = if how.may_be_cut() { PIECE } else { how.buffer_bytes };
+            let most = most.min(self.copy.total) as usize;
             self.buffer = IoBuffer::zeroed(length.max(most));
         }
     }
 
     /// Fills the buffer with a chunk, which may lie in several sources.
-    async fn read(&mut self, chunk: &Chunk) -> Result<(), CopyError> {
+    async fn read(&mut self, chunk: &Chunk) -> Result<(), Error> {
         self.room(chunk.length as usize);
         let mut done = 0;
         while done < chunk.length {
@@ -332,7 +364,7 @@ impl Lane<'_> {
             let length = (source.end() - offset).min(chunk.length - done);
             if let Err(error) = self.read_part(index, inside, done as usize, length).await {
                 if !self.copy.how.salvage {
-                    return Err(CopyError { doing: Doing::Reading, offset, error });
+                    return Err(error);
                 }
                 self.salvage(index, inside, done, length).await;
             }
@@ -371,7 +403,7 @@ impl Lane<'_> {
         }
     }
 
-    async fn write(&mut self, chunk: &Chunk) -> Result<(), CopyError> {
+    async fn write(&mut self, chunk: &Chunk) -> Result<(), Error> {
         match chunk.kind {
             Kind::Data => self.write_runs(chunk).await,
             Kind::Zero => self.write_zeroes(chunk.offset, chunk.length).await,
@@ -380,7 +412,7 @@ impl Lane<'_> {
     }
 
     /// Writes a chunk from the buffer, its zeros as such.
-    async fn write_runs(&mut self, chunk: &Chunk) -> Result<(), CopyError> {
+    async fn write_runs(&mut self, chunk: &Chunk) -> Result<(), Error> {
         let mut done = 0;
         while done < chunk.length {
             let offset = chunk.offset + done;
@@ -403,7 +435,7 @@ impl Lane<'_> {
         Ok(())
     }
 
-    async fn write_data(&mut self, offset: u64, at: usize, length: u64) -> Result<(), CopyError> {
+    async fn write_data(&mut self, offset: u64, at: usize, length: u64) -> Result<(), Error> {
         if let Some(rate) = &self.copy.rate {
             rate.pass(&self.local, length).await;
         }
@@ -412,16 +444,21 @@ impl Lane<'_> {
         let (buffer, result) =
             self.target.write(offset, buffer, at, length as usize, compressed).await;
         self.buffer = buffer;
-        result.map_err(|error| CopyError { doing: Doing::Writing, offset, error })
+        result
     }
 
-    async fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), CopyError> {
+    async fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), Error> {
         if self.copy.how.zero_init {
             return Ok(());
         }
-        let result = self.target.write_zeroes(offset, length).await;
-        result.map_err(|error| CopyError { doing: Doing::Writing, offset, error })
+        self.target.write_zeroes(offset, length).await
     }
+}
+
+/// What went wrong with a chunk; told as the chunk's, wherever in it that was.
+fn failed(doing: Doing, chunk: &Chunk) -> impl FnOnce(Error) -> CopyError + use<> {
+    let offset = chunk.offset;
+    move |error| CopyError { doing, offset, error }
 }
 
 /// The text of an error's errno.
