@@ -367,7 +367,8 @@ async fn close_all(local: &Local, removed: &[Arc<NodeView>]) -> Result<()> {
     for view in removed {
         let io = NodeIo::for_control(local, view);
         if let Err(error) = view.driver().close(&io).await {
-            tracing::error!(node = view.name(), %error, "the last I/O of a removed node failed");
+            // The caller is told of the first one.
+            tracing::warn!(node = view.name(), %error, "the last I/O of a removed node failed");
             first_error.get_or_insert(error.during("close").at_node(view.name()));
         }
     }

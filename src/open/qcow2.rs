@@ -70,9 +70,12 @@ impl Opener<'_> {
         let mut settings = take_settings(&mut tree)?;
         settings.encryption = self.take_encryption(&mut tree)?;
         let backing = tree.take_reference("backing").map_err(invalid)?;
-        let data = match self.explicit_data(&mut tree, inherited).await? {
-            DataFile::Stated if self.image_alone && options.read_only => DataFile::Nothing,
-            data => data,
+        let data = match self.image_alone && options.read_only {
+            true => {
+                tree.take_reference("data-file").map_err(invalid)?;
+                DataFile::Nothing
+            }
+            false => self.explicit_data(&mut tree, inherited).await?,
         };
         let file = match file {
             Some(file) => file,
@@ -103,7 +106,8 @@ impl Opener<'_> {
             None => self.descend(&mut levels, &chain).await,
         };
         let id = self.add_levels(levels, below).await?;
-        Ok(OpenNode { id, ..file })
+        // Its disk is not its file: another image may lie in it.
+        Ok(OpenNode { id, identity: None, ..file })
     }
 
     fn take_encryption(&self, tree: &mut OptionTree) -> Result<EncryptionOptions> {
@@ -168,17 +172,22 @@ impl Opener<'_> {
         given: DataFile,
         (read_only, chain): (bool, &ChainOptions),
     ) -> Result<Option<NodeId>> {
-        let stated = image.information().data_file.clone();
-        let data = match (given, stated) {
-            (DataFile::Nothing, _) | (DataFile::Stated, None) => return Ok(None),
-            (DataFile::Given(_), None) => {
+        let information = image.information();
+        let data = match (given, information.data_file.clone()) {
+            (DataFile::Nothing, _) => return Ok(None),
+            (DataFile::Stated, None) if !information.has_data_file => return Ok(None),
+            (DataFile::Stated, None) => {
+                let text = format!("{}: 'data-file' is required for this image", place_of(by));
+                return Err(Error::new(ErrorKind::InvalidArgument, text));
+            }
+            (DataFile::Given(_), _) if !information.has_data_file => {
                 let text = format!(
                     "{}: data-file is only for images with an external data file",
                     place_of(by)
                 );
                 return Err(Error::new(ErrorKind::InvalidArgument, text));
             }
-            (DataFile::Given(node), Some(_)) => node,
+            (DataFile::Given(node), _) => node,
             (DataFile::Stated, Some(name)) => {
                 self.open_granted(by, name, "data file", read_only, chain).await?
             }
@@ -198,14 +207,19 @@ impl Opener<'_> {
         read_only: bool,
         chain: &ChainOptions,
     ) -> Result<OpenNode> {
-        let directory = by.path.as_deref().and_then(Path::parent).map(Path::to_owned);
+        let mut directory = by.path.as_deref().and_then(Path::parent).map(Path::to_owned);
         let said = Path::new(OsStr::from_bytes(&name));
-        let given =
+        let mut given =
             by.given.as_deref().and_then(Path::parent).map_or(said.into(), |base| base.join(said));
-        let gate = match what {
-            "data file" if !self.gate.trusts_images() => self.gate.clone().for_data_files(),
-            _ => self.gate.clone(),
-        };
+        let mut gate = self.gate.clone();
+        match what {
+            // As with QEMU, whose behaviour this is to be in full.
+            "data file" if gate.trusts_images() => {
+                (directory, given) = (std::env::current_dir().ok(), said.into());
+            }
+            "data file" => gate = gate.for_data_files(),
+            _ => {}
+        }
         let access = match read_only {
             true => open_gate::Access::ReadOnly,
             false => open_gate::Access::ReadWrite,

@@ -146,3 +146,24 @@ fn wrong_options_are_refused() {
     }
     pair.run("qemu-io -c length blkdebug:q");
 }
+
+/// The second write would fail.
+#[test]
+fn a_zero_cluster_among_data_is_written_with_its_neighbours_at_once() {
+    let pair = images();
+    pair.run_words(&["qemu-io", "-f", "qcow2", "-c", "write -P 2 0 192k", "q"]);
+    pair.run_words(&["qemu-io", "-f", "qcow2", "-c", "write -z 64k 64k", "q"]);
+    let map = || pair.run("qemu-img map --output=json q");
+    map();
+    let options = "set-state.0.event=write_aio set-state.0.new_state=2 \
+                   inject-error.0.event=write_aio inject-error.0.state=2";
+    assert_eq!(faulty(&pair, QCOW2, options, "write -P 3 0 192k"), 0);
+    map();
+    pair.same_image("q", "qcow2");
+}
+
+#[test]
+fn an_image_that_was_only_read_is_closed_without_a_flush() {
+    let pair = images();
+    assert_eq!(faulty(&pair, QCOW2, "inject-error.0.event=l2_load", "read 0 512"), 1);
+}

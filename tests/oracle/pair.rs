@@ -8,6 +8,8 @@ use tempfile::TempDir;
 /// A folder for QEMU's programs and one for ours, with the same files in them.
 pub struct Pair {
     root: TempDir,
+    /// Our programs let images open whatever they name, as QEMU's do.
+    trusting: bool,
 }
 
 /// What both programs answered.
@@ -28,7 +30,12 @@ impl Pair {
             let link = root.path().join("bin").join(name);
             std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_blockplex"), link).unwrap();
         }
-        Pair { root }
+        Pair { root, trusting: false }
+    }
+
+    /// The same; images may open whatever they name.
+    pub fn trusting() -> Pair {
+        Pair { trusting: true, ..Pair::new() }
     }
 
     /// The folder of our images.
@@ -97,6 +104,15 @@ impl Pair {
         }
     }
 
+    /// Some bytes of a file of ours.
+    pub fn peek(&self, name: &str, offset: u64, length: usize) -> Vec<u8> {
+        use std::os::unix::fs::FileExt;
+        let mut bytes = vec![0; length];
+        let file = std::fs::File::open(self.ours().join(name)).unwrap();
+        file.read_exact_at(&mut bytes, offset).unwrap();
+        bytes
+    }
+
     /// As [`Pair::run`], with `input` on stdin.
     #[track_caller]
     pub fn run_input(&self, line: &str, input: &str) -> Answer {
@@ -125,7 +141,9 @@ impl Pair {
 
     /// Runs our program alone.
     pub fn run_ours(&self, words: &[&str]) -> Output {
-        run(&self.root.path().join("bin").join(words[0]), &words[1..], &self.ours())
+        let program = self.root.path().join("bin").join(words[0]);
+        let trust: &[&str] = if self.trusting { &["--trust-images"] } else { &[] };
+        run(&program, &[trust, &words[1..]].concat(), &self.ours())
     }
 
     /// Demands that QEMU finds nothing wrong with our image (its own may leak), and that the guest

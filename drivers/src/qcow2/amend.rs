@@ -37,7 +37,8 @@ pub struct AmendOptions {
     pub refcount_bits: Option<u64>,
     /// `lazy_refcounts`.
     pub lazy_refcounts: Option<bool>,
-    /// `data_file`: the name that the header has.
+    /// `data_file`: the name that the header has; empty for none, which whoever opens the image
+    /// must know then.
     pub data_file: Option<Vec<u8>>,
     /// `data_file_raw`: may only be switched off.
     pub data_file_raw: Option<bool>,
@@ -47,7 +48,8 @@ pub struct AmendOptions {
     pub backing_format: Option<Vec<u8>>,
 }
 
-/// How far an amendment is: of so many parts of the work, so many are done.
+/// How far an amendment to version 2 is, which alone takes long: of so many parts of the work, so
+/// many are done.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// Changes the image in `file`, which no node has open as an image. On a loop; needs write and
@@ -73,7 +75,7 @@ pub async fn amend(file: &Child, options: &AmendOptions, progress: Progress<'_>)
         return Err(Error::new(ErrorKind::Corrupt, text));
     }
     refusal::refuse(&image, options).await?;
-    progress(0, 1);
+    image.clear_unknown_features().await?;
     if options.version > Some(image.header.version) {
         upgrade(&image).await?;
         image = Image::open(file).await?;
@@ -87,7 +89,6 @@ pub async fn amend(file: &Child, options: &AmendOptions, progress: Progress<'_>)
     if options.version.is_some_and(|version| version < image.header.version) {
         downgrade::downgrade(&image, progress).await?;
     }
-    progress(1, 1);
     Ok(())
 }
 
@@ -145,7 +146,7 @@ async fn change_fields(image: &Image<'_>, options: &AmendOptions) -> Result<()> 
         header.autoclear_features &= !feature::RAW_DATA_FILE;
     }
     if let Some(name) = &options.data_file {
-        header.extensions.data_file_name = Some(name.clone());
+        header.extensions.data_file_name = Some(name.clone()).filter(|name| !name.is_empty());
     }
     match options.lazy_refcounts {
         Some(true) => header.compatible_features |= feature::LAZY_REFCOUNTS,

@@ -81,7 +81,10 @@ pub struct CheckOptions {
 /// The header does not make sense or asks for unknown features, or the file fails. What goes wrong
 /// once the check is under way stands in [`CheckReport::failure`].
 pub async fn check(file: &Child, options: CheckOptions) -> Result<CheckReport> {
-    let image = Image::open(file).await?;
+    let mut image = Image::open(file).await?;
+    if options.fix != Fix::None {
+        image.clear_unknown_features().await?;
+    }
     let mut report = CheckReport {
         total_clusters: image.geometry.clusters_for(image.header.size),
         ..CheckReport::default()

@@ -10,6 +10,8 @@
 //!   when refcounts are to be written in time again.
 //! - **Y3** What a cut or a rebuild of the refcount structures takes back is written in time
 //!   (`shrink`, `make_empty`): a table must not name blocks that the file does not have.
+//! - **Y4** The count of a new L2 table is written before the L1 entry changes that is to name it, as
+//!   the peer has it: after a crash only data lacks its count.
 
 use super::Qcow2;
 use super::header::{Header, Version, feature};

@@ -148,6 +148,10 @@ impl Qcow2 {
         let entry = L1Entry::Table { host: run.offset, copied: true }.encode(&self.geometry);
         layers.file.announce(DebugEvent::L2AllocWrite).await;
         let written = layers.file.write(run.offset, contents, RequestFlags::default()).await;
+        let written = match written {
+            Ok(()) if self.lazy.is_wanted() => self.write_refcounts(layers).await,
+            written => written,
+        };
         let raw = match (written, entry) {
             (Ok(()), Ok(raw)) => raw,
             (Err(error), _) => return Err(self.abandon(layers, run, error).await),

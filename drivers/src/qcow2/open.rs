@@ -113,7 +113,10 @@ pub struct ImageInformation {
     pub snapshots: u32,
     /// The backing file it names.
     pub backing: Option<BackingReference>,
-    /// The external data file that it names, if its data is there: a path, relative to the image.
+    /// The disk's data is in an external data file.
+    pub has_data_file: bool,
+    /// The external data file that it names: a path, relative to the image. Without a name, whoever
+    /// opens the image must know it.
     pub data_file: Option<Vec<u8>>,
     /// `data_file_raw`: the external data file is a whole raw image at all times.
     pub data_file_raw: bool,
@@ -133,7 +136,7 @@ impl Qcow2 {
     ///
     /// The node of the driver gets `file`'s node as its first child. The next one, in
     /// [`Role::Data`](blockplex_graph::Role::Data), is the external data file, if
-    /// [`data_file`](ImageInformation::data_file) says that there is one; without it, all metadata
+    /// [`has_data_file`](ImageInformation::has_data_file) says so; without it, all metadata
     /// can be read, and no data. Then comes, if it is wanted, the [`backing`](Qcow2::backing) node.
     ///
     /// # Errors
@@ -480,6 +483,7 @@ fn information(header: &Header, bitmaps: &[BitmapEntry]) -> ImageInformation {
         corrupt: header.is_marked_corrupt(),
         snapshots: header.snapshot_count,
         backing,
+        has_data_file: header.has_data_file(),
         data_file: header.extensions.data_file_name.clone().filter(|_| header.has_data_file()),
         data_file_raw: header.has_raw_data_file(),
         extended_l2: geometry.extended_l2(),

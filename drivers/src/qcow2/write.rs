@@ -164,7 +164,15 @@ impl Qcow2 {
                 _ => Ok(Step::Allocate),
             }
         };
-        let first = kind(0)?;
+        let mut first = kind(0)?;
+        // Nothing of a cluster that may be written in place meanwhile is written as it was: who is
+        // to be one write with zero clusters must be covered.
+        let covered = |number: u64| {
+            let end = position.in_cluster + length;
+            !self.geometry.extended_l2()
+                && (number > 0 || position.in_cluster == 0)
+                && (number + 1) << self.geometry.cluster_bits() <= end
+        };
         let mut count = 1;
         while count < wanted {
             let distance = count << self.geometry.cluster_bits();
@@ -172,6 +180,16 @@ impl Qcow2 {
                 (Step::InPlace { host }, Ok(Step::InPlace { host: next }))
                 | (Step::Reuse { host }, Ok(Step::Reuse { host: next })) => host + distance == next,
                 (Step::Allocate, Ok(Step::Allocate)) => true,
+                (Step::Reuse { host }, Ok(Step::InPlace { host: next })) => {
+                    host + distance == next && covered(count)
+                }
+                (&Step::InPlace { host }, Ok(Step::Reuse { host: next })) => {
+                    let joined = host + distance == next && covered(0);
+                    if joined {
+                        first = Step::Reuse { host };
+                    }
+                    joined
+                }
                 _ => false,
             };
             if !same {

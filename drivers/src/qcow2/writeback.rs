@@ -207,20 +207,44 @@ impl Qcow2 {
         let work = Work { sectors, slices, refcounts };
         debug_assert!(work.is_empty() || self.is_prepared(), "I1: metadata of an unprepared image");
         self.assert_may_defer(defers);
-        let taken = Taken { image: self, work, defers, ended: false };
-        let result = self.write_work(layers, &taken.work).await;
-        let unused = taken.end(result.is_ok());
-        result?;
+        let unused = self.write_taken(layers, work, defers).await?;
         self.rounds.succeeded.store(number, Ordering::SeqCst);
         if !defers {
             self.nothing_deferred();
         }
         self.slices.trim();
+        self.free_unused(unused);
+        Ok(table)
+    }
+
+    /// Writes the refcounts alone, durably, between two rounds (Y4).
+    pub(super) async fn write_refcounts(&self, layers: &Layers) -> Result<()> {
+        let _turn = self.rounds.turn.lock().await;
+        self.check_known()?;
+        let work = Work { refcounts: self.refcounts.take_dirty(), ..Work::default() };
+        let unused = self.write_taken(layers, work, false).await?;
+        self.free_unused(unused);
+        Ok(())
+    }
+
+    /// Gives the clusters of refcount tables that are not used any more.
+    async fn write_taken(
+        &self,
+        layers: &Layers,
+        work: Work,
+        defers: bool,
+    ) -> Result<Vec<(u64, u64)>> {
+        let taken = Taken { image: self, work, defers, ended: false };
+        let result = self.write_work(layers, &taken.work).await;
+        let unused = taken.end(result.is_ok());
+        result.map(|()| unused)
+    }
+
+    fn free_unused(&self, unused: Vec<(u64, u64)>) {
         for (offset, clusters) in unused {
             let discard = self.passes_discard(DiscardReason::Other);
             self.free(Freed { offset, clusters, discard });
         }
-        Ok(table)
     }
 
     /// Steps 2 to 4.
@@ -368,6 +392,10 @@ impl Qcow2 {
         if self.is_broken() {
             // No metadata of a corrupt image is written any more.
             return self.flush_files(layers).await;
+        }
+        if !self.may_write_now() {
+            // Nothing was ever written.
+            return Ok(());
         }
         self.flush(layers).await?;
         let stored = self.store_bitmaps(layers).await;

@@ -12,6 +12,7 @@ use crate::qcow2::check::rebuild::change_header;
 use crate::qcow2::check::references::TableUse;
 use crate::qcow2::check::{CheckOptions, Fix, check};
 use crate::qcow2::header::encryption;
+use crate::qcow2::snapshot;
 use blockplex_graph::{Error, ErrorKind, RequestFlags, Result};
 
 const COPIED: u64 = 1 << 63;
@@ -36,11 +37,14 @@ type Change = (usize, Fate);
 /// See the page. The image has no features, and no snapshots, that forbid it.
 pub(super) async fn downgrade(image: &Image<'_>, progress: Progress<'_>) -> Result<()> {
     let mut work = Work::of_sound(image).await?;
-    let parts = work.references.tables.len() as u64 * 3 + 1;
-    let mut done = 0;
+    let (parts, steps) = (work.references.tables.len() as u64 * 3 + 1, l1_entries(image).await?);
+    let (mut done, mut told) = (0, 0);
     let mut advance = || {
         done += 1;
-        progress(done, parts);
+        while (told + 1) * parts <= done * steps {
+            told += 1;
+            progress(told, steps);
+        }
     };
     // New clusters come behind all others.
     let first_new = work.references.counters.last_counted().map_or(1, |last| last + 1);
@@ -78,7 +82,16 @@ pub(super) async fn downgrade(image: &Image<'_>, progress: Progress<'_>) -> Resu
         change_table(&work, table, used, &mut next_new).await?;
         advance();
     }
-    finish(image).await
+    finish(image).await?;
+    advance();
+    Ok(())
+}
+
+/// The peer counts its progress in entries of L1 tables.
+async fn l1_entries(image: &Image<'_>) -> Result<u64> {
+    let table = snapshot::table::read(image.file, &image.header, image.length).await?;
+    let of_snapshots: u64 = table.entries.iter().map(|entry| u64::from(entry.l1_size)).sum();
+    Ok(u64::from(image.header.l1_size) + of_snapshots)
 }
 
 /// A table, and its entries of zero clusters.

@@ -45,14 +45,8 @@ fn refuse_values(image: &Image<'_>, options: &AmendOptions) -> Result<()> {
     if refcount_bits.is_some_and(|bits| !bits.is_power_of_two() || bits > 64) {
         return invalid("Refcount width must be a power of two and may not exceed 64 bits");
     }
-    if let Some(name) = data_file {
-        if image.header.incompatible_features & feature::DATA_FILE == 0 {
-            return invalid("data-file can only be set for images that use an external data file");
-        }
-        // The image could not be opened any more.
-        if name.is_empty() {
-            return invalid("data-file cannot be removed from an image that uses one");
-        }
+    if data_file.is_some() && !image.header.has_data_file() {
+        return invalid("data-file can only be set for images that use an external data file");
     }
     let is_raw = image.header.autoclear_features & feature::RAW_DATA_FILE != 0;
     if *data_file_raw == Some(true) && !is_raw {

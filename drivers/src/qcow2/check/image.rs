@@ -8,6 +8,9 @@ use blockplex_io::buffer::{IoBuffer, IoVector};
 /// Bytes that are read at once.
 const PIECE: u64 = 1 << 20;
 
+/// The header field of the features that go when somebody writes who does not know them.
+const AUTOCLEAR_FEATURES: u64 = 88;
+
 /// See the page.
 pub(in crate::qcow2) struct Image<'a> {
     pub(in crate::qcow2) file: &'a Child,
@@ -27,6 +30,17 @@ impl<'a> Image<'a> {
         let header = Header::parse_for_check(&bytes, length)?;
         let geometry = header.geometry();
         Ok(Image { file, header, geometry, length })
+    }
+
+    /// Before the first write: features that nobody here knows may not stand what follows.
+    pub(in crate::qcow2) async fn clear_unknown_features(&mut self) -> Result<()> {
+        let kept = self.header.autoclear_features & feature::KNOWN_AUTOCLEAR;
+        if self.is_version_2() || kept == self.header.autoclear_features {
+            return Ok(());
+        }
+        self.write(AUTOCLEAR_FEATURES, &kept.to_be_bytes()).await?;
+        self.header.autoclear_features = kept;
+        self.file.flush().await
     }
 
     /// Whether the disk's clusters are in another file.

@@ -72,16 +72,10 @@ impl Header {
         }
     }
 
-    /// H23, H23b, B10f.
+    /// H23b, B10f.
     fn check_data_file(&mut self) -> Result<(), FormatError> {
         let used = self.incompatible_features & feature::DATA_FILE != 0;
         let named = self.extensions.data_file_name.is_some();
-        if used && !named {
-            let value = self.incompatible_features;
-            let rule = "have bit 2 (external data file), but the header does not name one";
-            let place = Place::Header(72);
-            return Err(FormatError::hex("incompatible features", value, place, rule));
-        }
         if self.autoclear_features & feature::RAW_DATA_FILE != 0 && !used {
             let value = self.autoclear_features;
             let rule = "have bit 1 (raw external data), but there is no external data file";

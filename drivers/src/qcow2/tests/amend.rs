@@ -13,7 +13,8 @@ use blockplex_graph::Result;
 use std::process::Command;
 
 fn amended(volume: &Volume, options: &AmendOptions) -> Result<()> {
-    let mut last = (0, 1);
+    // Only what takes long tells how far it is.
+    let mut last = (1, 1);
     let result = with_file(volume, async |file| {
         amend(file, options, &mut |done, parts| last = (done, parts)).await
     });

@@ -38,6 +38,9 @@ fn late_refcounts_are_not_written_at_a_flush_and_the_image_is_marked_first() {
     let volume = Volume::from_file(&path);
     let mut rig = Rig::writable(&volume);
     volume.record();
+    rig.write(4 << 20, &[1; 4096]);
+    assert!(writes_refcounts(&volume), "Y4: the L2 table");
+    volume.record();
     for step in 0..8_u64 {
         rig.write(step << 17, &[1; 4096]);
         rig.flush();
