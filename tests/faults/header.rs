@@ -148,7 +148,7 @@ fn incompatible_features_must_be_known() {
         row("H19", [be64(72, 2)], READ_ONLY).says(&["corrupt"]),
         // Entries of 8 bytes taken for entries of 16: nothing impossible in this one.
         row("H22", [be64(72, 16)], MISREAD),
-        row("H23", [be64(72, 4)], REFUSED).says(&["data file"]),
+        row("H23", [be64(72, 4)], REFUSED).says(&["data-file"]),
         row("H23b", [be64(88, 2)], REFUSED).says(&["autoclear"]),
     ]);
 }

@@ -119,3 +119,33 @@ fn commits_and_rebases_that_make_no_sense_are_refused_in_the_same_words() {
     }
     same_chain(&pair);
 }
+
+#[test]
+fn a_base_is_named_as_the_images_of_the_chain_name_it() {
+    let chain = || {
+        let pair = Pair::new();
+        pair.given("mkdir folder");
+        pair.given("qemu-img create -q -f qcow2 folder/base 1M");
+        pair.given("qemu-img create -q -f qcow2 -b base -F qcow2 folder/mid");
+        pair.given("qemu-img create -q -f qcow2 -b mid -F qcow2 folder/top");
+        pair
+    };
+    for (base, status) in
+        [("mid", 0), ("base", 0), ("./base", 0), ("folder/mid", 1), ("folder/base", 1), ("top", 1)]
+    {
+        assert_eq!(chain().run(&format!("qemu-img commit -b {base} folder/top")).status, status);
+    }
+}
+
+#[test]
+fn a_commit_that_fails_says_why() {
+    let pair = Pair::trusting();
+    pair.given("qemu-img create -q -f qcow2 base 1M");
+    let description = "json:{'driver':'qcow2','file':{'driver':'blkdebug','inject-error':[{'event':\
+                       'write_aio','errno':28,'once':true}],'image':{'driver':'file','filename':\
+                       'base'}}}";
+    pair.run_words(&["qemu-img", "create", "-f", "qcow2", "-b", description, "-F", "qcow2", "top"]);
+    pair.run_words(&["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 64k", "top"]);
+    assert_eq!(pair.run("qemu-img commit top").status, 1);
+    pair.same_image("base", "qcow2");
+}

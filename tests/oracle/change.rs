@@ -117,3 +117,31 @@ fn damage_is_found_and_repaired_alike() {
     pair.run("qemu-img create -f raw disk 1M");
     assert_eq!(pair.run("qemu-img check -f raw disk").status, 63);
 }
+
+#[test]
+fn the_progress_of_an_amendment_is_told_in_the_same_steps() {
+    let pair = Pair::new();
+    pair.given("qemu-img create -q -f qcow2 base 2G");
+    for (snapshot, options) in
+        [(false, "compat=0.10"), (true, "compat=0.10"), (false, "lazy_refcounts=on")]
+    {
+        pair.given("qemu-img create -q -f qcow2 -b base -F qcow2 top");
+        pair.given_words(
+            &["qemu-io", "-c", "write -z 0 64k", "-c", "write -z 1G 64k", "top"].map(str::to_owned),
+        );
+        if snapshot {
+            pair.given("qemu-img snapshot -c one top");
+        }
+        pair.run(&format!("qemu-img amend -p -o {options} top"));
+        pair.same_image("top", "qcow2");
+    }
+    pair.run("qemu-img amend -f bochs -o help");
+}
+
+#[test]
+fn the_progress_of_a_copy_counts_data_alone() {
+    let pair = Pair::new();
+    pair.given("qemu-img create -q -f qcow2 a 64M");
+    pair.given_words(&["qemu-io", "-c", "write 0 1M", "-c", "write 4M 1M", "a"].map(str::to_owned));
+    pair.run("qemu-img convert -p -f qcow2 -O qcow2 a b");
+}

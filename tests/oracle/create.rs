@@ -22,6 +22,16 @@ fn options_that_cannot_be_are_refused_in_the_same_words() {
         "create -f qcow2 -o refcount_bits=3 disk 1M",
         "create -f nonsense disk 1M",
         "create disk 1X",
+        "create -f bochs disk 1M",
+        "create -f qcow2 disk -- -1024",
+        "create -f qcow2 disk -- -1k",
+        "create -f qcow2 disk 16E",
+        "create -f qcow2 disk 18446744073709551616",
+        "create -f qcow2 disk 18446744073709551616k",
+        "create -f qcow2 -o size=-1024 disk",
+        "create -f qcow2 -o size=-1k disk",
+        "create -f qcow2 -o size=16E disk",
+        "create -f qcow2 -o size=x disk",
     ] {
         let answer = pair.run(&format!("qemu-img {words}"));
         assert_eq!(answer.status, 1, "{words}");

@@ -150,6 +150,11 @@ impl Tool {
         }
     }
 
+    /// Whether images may open whatever they name.
+    pub fn trusts_images(&self) -> bool {
+        self.trust_images
+    }
+
     /// What the program was called by.
     pub fn name(&self) -> &str {
         &self.name
@@ -194,7 +199,8 @@ impl Tool {
         let gate = OpenGate::deny_all().allow_reading("/").map_err(|error| fail("/", error))?;
         let mut gate = gate.allow_block_devices().allow_file_prefix();
         if self.trust_images {
-            gate = gate.trust_images();
+            let whole = gate.trust_images().allow_directory("/");
+            gate = whole.map_err(|error| fail("/", error))?;
         }
         // A directory that cannot be opened has no data files for us either.
         if let Some(directory) = directory

@@ -11,7 +11,7 @@ use blockplex::graph::Child;
 use super::progress::Progress;
 use super::source::{FORMAT, HELP, IMAGE_OPTS, OBJECT, QUIET, Source, cache_mode};
 use super::{Command, DONE, print_command_help};
-use crate::tool::create::{CreationOption, format_named, print_option};
+use crate::tool::create::{CreationOption, format_named, is_known, print_option};
 use crate::tool::getopt::{Opt, Parser, long, opt, with};
 use crate::tool::open::ImageOpenOptions;
 use crate::tool::option_list::OptionList;
@@ -128,10 +128,10 @@ fn not_amendable(format: &str) -> Failure {
 }
 
 fn print_amendable(name: &str) -> Result<u8, Failure> {
-    let format = format_named(name)?;
-    if !matches!(name, "luks" | "qcow2") {
+    if !matches!(name, "luks" | "qcow2") && is_known(name) {
         return Err(not_amendable(name));
     }
+    let format = format_named(name)?;
     println!("Amend options for '{name}':");
     let mut options: Vec<CreationOption> = format.own_options().to_vec();
     match name {

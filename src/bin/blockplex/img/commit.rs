@@ -11,13 +11,14 @@ use blockplex::drivers::options::Value;
 use blockplex::drivers::qcow2::Qcow2;
 use blockplex::graph::NodeIo;
 
-use super::convert::{Copy, How, Source as CopySource, TargetBacking};
+use super::convert::{Copy, CopyError, How, Source as CopySource, TargetBacking};
 use super::disk::Disk;
 use super::progress::Progress;
 use super::source::{FORMAT, HELP, IMAGE_OPTS, OBJECT, QUIET, Source, cache_mode};
 use super::zeroes::Sparse;
 use super::{Command, one_file, print_command_help};
 use crate::tool::getopt::{Opt, Parser, opt, with};
+use crate::tool::message::strerror;
 use crate::tool::names::beside;
 use crate::tool::open::{CacheMode, Image, ImageOpenOptions};
 use crate::tool::size::parse_bytes;
@@ -131,7 +132,7 @@ fn commit(
 ) -> Result<(), Failure> {
     let how = options.source.open_options(filename)?;
     let top = ImageOpenOptions { cache: options.cache, ..how };
-    let mut chain = chain_below(tool, &top)?;
+    let (image_name, mut chain) = chain_below(tool, &top)?;
     progress.set(0.0);
     let base = match &options.base {
         None if chain.is_empty() => {
@@ -139,7 +140,12 @@ fn commit(
         }
         None => 0,
         Some(base) => {
-            let found = chain.iter().position(|level| is_same(&level.filename, base));
+            // Each image of the chain may name it, in its own directory.
+            let mut overlay = image_name.as_str();
+            let found = chain.iter().position(|level| {
+                let named = beside(std::mem::replace(&mut overlay, &level.filename), base);
+                is_same(&level.filename, &named)
+            });
             found.ok_or_else(|| {
                 let text = format!("Did not find '{base}' in the backing chain of '{filename}'");
                 Failure::new(text)
@@ -160,9 +166,10 @@ fn commit(
 }
 
 /// What is below an image, from the next one down. Nothing stays open.
-fn chain_below(tool: &Tool, top: &ImageOpenOptions) -> Result<Vec<Level>, Failure> {
+/// Its own name comes first.
+fn chain_below(tool: &Tool, top: &ImageOpenOptions) -> Result<(String, Vec<Level>), Failure> {
     let image = tool.open(&ImageOpenOptions { write: true, ..top.clone() })?;
-    let chain = levels_below(&image);
+    let (name, chain) = (image.shown_name.clone(), levels_below(&image));
     image.close()?;
     let mut chain = chain?;
     let mut above = top.tree()?;
@@ -171,7 +178,7 @@ fn chain_below(tool: &Tool, top: &ImageOpenOptions) -> Result<Vec<Level>, Failur
         level.options = Some(options_of(&below, level)?);
         std::mem::swap(&mut above, &mut below);
     }
-    Ok(chain)
+    Ok((name, chain))
 }
 
 /// The options for a level alone. They need not say which file it is, as the image above does.
@@ -281,7 +288,10 @@ fn copy_down(
     let target = Disk::new(base.backend.clone())?;
     let copy =
         Arc::new(Copy::new(tool.name().to_owned(), vec![source], target, how, progress.clone()));
-    copy.run().map_err(|error| Failure::new(error.to_string()))?;
+    copy.run().map_err(|error| {
+        let reason = error.downcast_ref().map(|error: &CopyError| strerror(error.error.errno()));
+        Failure::new(format!("Block job failed: {}", reason.unwrap_or_else(|| error.to_string())))
+    })?;
     // The overlay is emptied next.
     base.disk().flush()?;
     Ok(())
@@ -292,6 +302,6 @@ fn empty(top: &Image) -> Result<(), Failure> {
     let empty = async |image: &Qcow2, io: &NodeIo| image.make_empty(io).await;
     wait(top.layer().manage::<Qcow2, ()>(top.root, empty)).map_err(|failure| {
         let text = failure.text().unwrap_or_default();
-        Failure::new(format!("Could not empty {}: {text}", top.filename))
+        Failure::new(format!("Failed to empty {}: {text}", top.filename))
     })
 }

@@ -28,7 +28,7 @@ use crate::tool::getopt::{Opt, Parser, long, long_with, opt, with};
 use crate::tool::option_list::OptionList;
 use crate::tool::size;
 use crate::tool::{Failure, Tool};
-pub use copy::{Copy, How, Source, TargetBacking};
+pub use copy::{Copy, CopyError, How, Source, TargetBacking};
 use offload::Offload;
 use sources::Sources;
 use target::Target;

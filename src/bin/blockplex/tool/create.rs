@@ -147,6 +147,25 @@ pub const CREATION: &[CreationFormat] = &[
     CreationFormat { name: "qcow2", options: QCOW2, own: QCOW2.len() - 1, takes_backing: true },
 ];
 
+/// Formats and filters of the peer's that nobody makes images in.
+const NEVER_CREATED: [&str; 15] = [
+    "bochs",
+    "cloop",
+    "dmg",
+    "vvfat",
+    "null-aio",
+    "quorum",
+    "blkverify",
+    "blklogwrites",
+    "throttle",
+    "copy-on-read",
+    "copy-before-write",
+    "compress",
+    "preallocate",
+    "replication",
+    "snapshot-access",
+];
+
 /// The format of that name.
 ///
 /// # Errors
@@ -156,12 +175,17 @@ pub fn format_named(name: &str) -> Result<&'static CreationFormat, Failure> {
     if let Some(format) = CREATION.iter().find(|format| format.name == name) {
         return Ok(format);
     }
-    if super::open::is_driver(name) {
+    if is_known(name) {
         return Err(Failure::new(format!(
             "Format driver '{name}' does not support image creation"
         )));
     }
     Err(Failure::new(format!("Unknown file format '{name}'")))
+}
+
+/// Whether there is such a format or driver, here or with the peer.
+pub fn is_known(name: &str) -> bool {
+    super::open::is_driver(name) || NEVER_CREATED.contains(&name)
 }
 
 /// Checks that `options` are options of `format`, each with a value of its kind.
@@ -273,7 +297,11 @@ impl Tool {
                 layer.create_over(path, async move |file| qcow2::create(file, &create).await),
             );
         };
-        let data = file_path(&beside(filename, name))?;
+        // As with QEMU, whose behaviour this is to be in full: where the program runs.
+        let data = match self.trusts_images() {
+            true => file_path(name)?,
+            false => file_path(&beside(filename, name))?,
+        };
         wait(layer.create_over_two(path, data, async move |file, data| {
             qcow2::create_with_data_file(file, data, &create).await
         }))

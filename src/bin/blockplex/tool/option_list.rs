@@ -1,7 +1,7 @@
 //! `-o key=value,…`: options of a format, collected from the command line.
 
 use super::Failure;
-use super::size;
+use super::size::{self, SizeError};
 
 /// The options given, in their order. A comma within a value is doubled; what stands without a
 /// value is switched on.
@@ -66,7 +66,14 @@ impl OptionList {
     /// The value is none.
     pub fn size(&self, key: &str) -> Result<Option<u64>, Failure> {
         let Some(text) = self.get(key) else { return Ok(None) };
-        size::parse(text).map(Some).map_err(|_| Failure::new(size::expected_size(key)))
+        size::parse(text).map(Some).map_err(|error| {
+            Failure::new(match error {
+                SizeError::Invalid => size::expected_size(key),
+                SizeError::OutOfRange => {
+                    format!("Value '{text}' is out of range for parameter '{key}'")
+                }
+            })
+        })
     }
 
     /// A switch.

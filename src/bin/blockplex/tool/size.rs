@@ -53,16 +53,16 @@ pub enum SizeError {
 pub fn parse(text: &str) -> Result<u64, SizeError> {
     let text = text.trim_start_matches([' ', '\t', '\n']);
     let text = text.strip_prefix('+').unwrap_or(text);
+    // As in the peer, only whole numbers without a unit can be out of range by themselves.
     if let Some(number) = text.strip_prefix('-') {
-        return match parse_size(number) {
-            Ok(0) => Ok(0),
-            Ok(_) => Err(SizeError::OutOfRange),
-            Err(_) => Err(SizeError::Invalid),
-        };
+        let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        return Err(if is_number { SizeError::OutOfRange } else { SizeError::Invalid });
     }
-    parse_size(text).map_err(|problem| match problem.contains("larger than") {
-        true => SizeError::OutOfRange,
-        false => SizeError::Invalid,
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let fits = digits == 0 || text[..digits].parse::<u64>().is_ok();
+    parse_size(text).map_err(|problem| {
+        let is_large = problem.contains("larger than") && (fits || digits == text.len());
+        if is_large { SizeError::OutOfRange } else { SizeError::Invalid }
     })
 }
 

@@ -257,8 +257,7 @@ fn qcow2_specific(told: &ImageInformation) -> Json {
     let encrypt = told.encryption.as_ref();
     let encrypt = encrypt.map(|told| ("encrypt", encryption::of_qcow2(told)));
     if is_v3 {
-        members
-            .extend(told.data_file.is_some().then(|| ("data-file-raw", told.data_file_raw.into())));
+        members.extend(told.has_data_file.then(|| ("data-file-raw", told.data_file_raw.into())));
         members.extend(encrypt);
         members.push(("corrupt", told.corrupt.into()));
         members.push(("extended-l2", told.extended_l2.into()));
