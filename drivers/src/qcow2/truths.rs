@@ -19,7 +19,7 @@
 //! | W6 | a round that fails leaves dirty what it took | `settle`, also when it is torn down | `every_failed_write_of_the_file_leaves_a_whole_image`, `a_write_back_that_is_torn_down_with_its_loop_is_no_lost_update` |
 //! | Y1 | the dirty bit is durable before refcounts are left out | `assert_may_defer` | `late_refcounts_are_not_written_at_a_flush_and_the_image_is_marked_first`, `a_dirty_bit_that_may_have_gone_is_set_again` |
 //! | Y2 | it goes after a round that left nothing out | `mark_clean` | `late_refcounts_are_an_option_of_the_open_image`, `a_crash_at_any_moment_leaves_a_whole_image` |
-//! | Y3 | what a cut takes back is written in time | the order in `cut_file` | `a_crash_while_space_is_given_back_leaves_a_whole_image` |
+//! | Y3 | what a cut takes back is written in time | the order in `cut_file` | `a_crash_while_space_is_given_back_leaves_a_whole_image`, `a_disk_that_shrinks_gives_its_space_back_and_forgets_what_was_there` |
 //! | H1 | the size is published first, then ranges are locked | `check_inside` | `a_write_that_was_admitted_before_leaves_nothing_past_the_new_end`, `a_disk_that_shrinks_and_grows_beside_writers_loses_nothing` |
 //! | H2 | unallocated, then no tables, then the size | `cut_disk` | `a_crash_while_space_is_given_back_leaves_a_whole_image`, `a_failed_change_of_the_size_leaves_a_whole_image` |
 //! | H3 | empty blocks leave the table durably before their clusters are used | the order in `cut_file` | `a_crash_while_space_is_given_back_leaves_a_whole_image` |
@@ -38,7 +38,7 @@
 //! | E2 | the extent grows, and is cut only when nothing is handed out | `cover` | `several_loops_on_one_image_lose_nothing`, `a_longer_file_that_was_torn_down_with_its_loop_grows_no_more` |
 //! | E3 | a file of fixed length is its own limit | the order in `cover` | `a_file_of_fixed_length_holds_an_image_among_old_bytes` |
 //! | L1 | a cluster enters limbo after its last entry has changed | the order in `commit`, `erase_step`, `make_table` | `a_cluster_with_a_read_in_flight_is_not_used_again`, `several_loops_on_one_image_lose_nothing` |
-//! | L2 | it leaves when its users have ended and the change is durable | `take_ready` | `a_cluster_waits_for_its_users_and_for_the_disk`, `a_cluster_with_a_write_in_flight_is_not_used_again` |
+//! | L2 | it leaves when its users have ended and the change is durable | `take_ready` | `a_cluster_waits_for_its_users_and_for_the_disk`, `a_freed_cluster_is_not_used_again_before_a_flush`, `a_cluster_with_a_write_in_flight_is_not_used_again` |
 //! | L3 | limbo is bounded | `push` | `what_waits_is_bounded`, `a_request_that_lasts_does_not_make_others_flush` |
 //! | S1 | words change under the slice's mutex | the type `SliceEditor` | `a_slice_changed_after_its_snapshot_is_dirty_again` |
 //! | S2 | a dirty slice is on the list that keeps it | `remove` | `dirty_slices_outlive_the_budget`, `a_tiny_cache_loses_nothing` |

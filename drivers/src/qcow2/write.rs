@@ -3,7 +3,9 @@
 //! An allocating write goes: range lock, look-up, allocate, old contents of the ragged ends, one
 //! write, commit. Until the commit nobody knows of the new clusters; a failure before it gives them
 //! back (D2). A request that is torn down before it (with its loop) gives nothing back, since its
-//! I/O may still be running: its clusters are lost to the image, never used twice (C06, C07).
+//! I/O may still be running: its clusters are lost to the image, never used twice (C06, C07). When its
+//! place was not a new one, what it fills around its data could come after others: then the image is
+//! given up (I3).
 //!
 //! New clusters past the old end of the file read as zeros; so a write that leaves the rest of its
 //! cluster zero writes nothing but its data there.

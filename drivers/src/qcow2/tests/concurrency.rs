@@ -142,6 +142,27 @@ fn a_cluster_with_a_read_in_flight_is_not_used_again() {
     rig.close();
 }
 
+/// L2, Q25: nobody holds it up, and still a freed cluster is not used again before the entry that
+/// named it is durably gone.
+#[test]
+fn a_freed_cluster_is_not_used_again_before_a_flush() {
+    let scratch = Scratch::new();
+    let (volume, mut rig, host) = one_cluster(&scratch);
+    rig.request(Request::discard(0, 65536)).unwrap();
+    let place = |rig: &mut Rig, cluster: u64| rig.status(cluster << 16, 512).offset.unwrap();
+    for cluster in 1..8 {
+        rig.write(cluster << 16, &[2; 65536]);
+        assert_ne!(place(&mut rig, cluster), host, "cluster {cluster}");
+    }
+    rig.flush();
+    rig.write(8 << 16, &[3; 65536]);
+    assert_eq!(place(&mut rig, 8), host, "it is free now");
+    rig.close();
+    let path = scratch.path();
+    volume.save(&path);
+    scratch.check_clean(&path);
+}
+
 /// Q08: a cluster is not used again before the file has heard that it was not needed.
 #[test]
 fn a_late_discard_of_the_file_does_not_hit_new_data() {
