@@ -22,7 +22,7 @@
 //! | Y3 | what a cut takes back is written in time | the order in `cut_file` | `a_crash_while_space_is_given_back_leaves_a_whole_image`, `a_disk_that_shrinks_gives_its_space_back_and_forgets_what_was_there` |
 //! | H1 | the size is published first, then ranges are locked | `check_inside` | `a_write_that_was_admitted_before_leaves_nothing_past_the_new_end`, `a_disk_that_shrinks_and_grows_beside_writers_loses_nothing` |
 //! | H2 | unallocated, then no tables, then the size | `cut_disk` | `a_crash_while_space_is_given_back_leaves_a_whole_image`, `a_failed_change_of_the_size_leaves_a_whole_image` |
-//! | H3 | empty blocks leave the table durably before their clusters are used | the order in `cut_file` | `a_crash_while_space_is_given_back_leaves_a_whole_image` |
+//! | H3 | empty blocks leave the table durably before their clusters are used | the order in `cut_file` | `a_crash_while_refcount_blocks_go_leaves_a_whole_image` |
 //! | H4 | the file is cut when the refcounts say so durably | `last_used_end` | `a_crash_while_space_is_given_back_leaves_a_whole_image` |
 //! | HU1 | a header that may have changed gives the image up | `switch_header` | `a_change_of_the_size_that_fails_half_way_does_not_leave_two_l1_tables` |
 //! | N1 | flags before counts | `add_references` | `a_crash_leaves_the_old_state_or_the_new_one` |

@@ -5,7 +5,7 @@ use super::crash::{Random, crashed};
 use crate::qcow2::testing::Scratch;
 use crate::qcow2::testing::rig::{Rig, Setup, new_loop, with_file};
 use crate::qcow2::testing::volume::{Event, Volume};
-use crate::qcow2::{CreateOptions, Qcow2, create};
+use crate::qcow2::{CreateOptions, NewSnapshot, Qcow2, SnapshotSelector, create};
 use blockplex_graph::{ErrorKind, NodeIo, Preallocation, Queue, Request, Result};
 use blockplex_io::buffer::{IoBuffer, IoVector};
 use std::sync::atomic::Ordering;
@@ -381,6 +381,47 @@ fn a_crash_while_space_is_given_back_leaves_a_whole_image() {
             crashed.save(&path);
             scratch.check_allowing_leaks(&path);
         }
+    }
+}
+
+/// H3: blocks at the end that count neither themselves nor anything else, since what was a row of
+/// clusters longer than a block counts is gone.
+#[test]
+fn a_crash_while_refcount_blocks_go_leaves_a_whole_image() {
+    let scratch = Scratch::new();
+    let path = scratch.path();
+    // A block counts 64 clusters; the L1 table has 200.
+    let volume = Volume::from_file(&scratch.create("cluster_size=512,refcount_bits=64", "400M"));
+    let mut rig = Rig::writable(&volume);
+    rig.write(0, &[1; 5000]);
+    rig.manage(async |driver: &Qcow2, io: &NodeIo| {
+        driver.create_snapshot(io, NewSnapshot::of_disk("row")).await?;
+        driver.delete_snapshot(io, &SnapshotSelector::IdOrName(b"row".to_vec())).await
+    })
+    .unwrap();
+    rig.flush();
+    rig.flush();
+    let base = volume.bytes();
+    let number = |at: usize| u64::from_be_bytes(base[at..at + 8].try_into().unwrap());
+    let table = number(48) as usize;
+    let last = (0..64).rfind(|index| number(table + index * 8) != 0).unwrap();
+    let counted_by = number(table + last * 8) / 512 / 64;
+    assert_ne!(counted_by, last as u64, "the last block is counted by another one");
+    volume.record();
+    resize(&mut rig, 399 << 20).unwrap();
+    let journal = volume.journal();
+    let now = volume.bytes();
+    assert_eq!(now[table + last * 8..][..8], [0; 8], "it is gone");
+    assert!(now.len() < base.len(), "and so is the end of the file");
+    rig.close();
+    let mut random = Random(3);
+    for cut in 0..=journal.len() {
+        let crashed = crashed(&base, &journal[..cut], &mut random);
+        crashed.save(&path);
+        scratch.check_allowing_leaks(&path);
+        let mut rig = Rig::writable(&crashed);
+        assert_eq!(rig.read(0, 5000), [1; 5000], "cut at {cut}");
+        rig.close();
     }
 }
 
