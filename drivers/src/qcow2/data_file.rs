@@ -9,8 +9,8 @@
 //! X2. The data file reaches over the whole disk before the first write, and nothing is written to
 //!     it past the end of the disk: it ends where the disk ends.
 //! X3. A raw data file (autoclear bit 1) reads, by itself, like the disk: what the entries say to
-//!     be zeros is zeros there *before* they say so, and what comes to a disk that grows is zeroed
-//!     before it is mapped. Only a write in place that is in flight beside the zeros may differ: the
+//!     be zeros is zeros there *before* they say so, and what a late write left behind the end of a
+//!     disk that shrank is zeroed before it is mapped. Only a write in place that is in flight beside the zeros may differ: the
 //!     disk then shows the zeros, the file the write.
 //! X4. A hole is made in the data file under the range lock and before the entry changes: later it
 //!     could hit what was written to the same place meanwhile.
@@ -27,7 +27,7 @@ use super::subcluster::Subclusters;
 use blockplex_graph::{Child, DebugEvent, Error, ErrorKind, Preallocation, RequestFlags, Result};
 use blockplex_io::buffer::IoVector;
 use blockplex_io::lock::CoMutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What an image with an external data file knows of it.
 #[derive(Default)]
@@ -37,6 +37,8 @@ pub(super) struct ExternalData {
     /// How far the data file is known to reach, in bytes: where the disk ends; 0 before the first
     /// write.
     length: AtomicU64,
+    /// The disk has shrunk since the image was opened: what lies past its end was never the file's own.
+    shrunk: AtomicBool,
     /// The turn to change its length.
     growing: Ranked<CoMutex<()>, { locks::LEAF }>,
 }
@@ -214,9 +216,14 @@ impl Qcow2 {
         mode: Preallocation,
     ) -> Result<()> {
         external.set_length(data, size, mode).await?;
-        // A longer file, or a write that was late when the disk shrank, left bytes behind the end of
-        // the disk. Where nothing is mapped nobody sees them.
-        if has > disk && (external.raw || mode != Preallocation::Off) {
+        // Relaxed, both: with the turn to resize.
+        if size <= disk {
+            external.shrunk.store(true, Ordering::Relaxed);
+        }
+        // A write that was late when the disk shrank left bytes behind its end. Where nothing is mapped
+        // nobody sees them; what was there when the image was opened is shown, as by the peer.
+        let is_seen = external.raw || mode != Preallocation::Off;
+        if has > disk && is_seen && external.shrunk.load(Ordering::Relaxed) {
             data.write_zeroes(disk, has - disk, RequestFlags::default()).await?;
         }
         Ok(())
