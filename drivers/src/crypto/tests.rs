@@ -227,6 +227,9 @@ fn key_slots_come_and_go_and_the_last_one_stays() {
         change_slots(&mut header, place, &key, &erase(None, Some(&new)), (false, max))
             .await
             .unwrap();
+        // By force, what is gone may go again.
+        let gone = erase(Some(3), None);
+        change_slots(&mut header, place, &key, &gone, (true, max)).await.unwrap();
         let header = LuksHeader::read(place).await.unwrap();
         assert_eq!(header.slots.iter().filter(|slot| slot.active).count(), 1);
         assert!(header.unlock(place, &new, max).await.is_err());

@@ -81,7 +81,10 @@ impl Qcow2 {
             self.preallocate(layers, first, size, mode).await?;
         }
         // Before anybody can reach it.
-        self.clear_new_space(layers, old, size).await?;
+        let stored = matches!(mode, Preallocation::Falloc | Preallocation::Full);
+        // What has storage of its own, which is zero, shows nothing.
+        let shown = if stored && self.external.is_none() { cluster_end.min(size) } else { size };
+        self.clear_new_space(layers, old, shown).await?;
         if self.data_is_raw() || (mode != Preallocation::Off && self.external.is_some()) {
             self.map_data_file(layers, old, size).await?;
         }

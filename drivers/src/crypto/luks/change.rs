@@ -55,7 +55,7 @@ pub async fn change_slots(
         }
         SlotChange::Erase { slot, password } => {
             header.check_iterations(max_iterations)?;
-            let matching = slots_to_erase(header, place, *slot, password.as_ref()).await?;
+            let matching = slots_to_erase(header, place, (*slot, force), password.as_ref()).await?;
             refuse_last(header, &matching, (slot.is_some(), force))?;
             erase(header, place, &matching).await
         }
@@ -124,7 +124,7 @@ async fn activate(
 async fn slots_to_erase(
     header: &LuksHeader,
     place: Place<'_>,
-    slot: Option<usize>,
+    (slot, force): (Option<usize>, bool),
     password: Option<&Secret>,
 ) -> Result<Vec<usize>> {
     match (slot, password) {
@@ -134,7 +134,7 @@ async fn slots_to_erase(
         ),
         (Some(number), password) => {
             check_number(number)?;
-            if !is_active(header, number) {
+            if !is_active(header, number) && !force {
                 return refuse(format!("Given keyslot {number} is already erased (inactive)"));
             }
             if let Some(password) = password
