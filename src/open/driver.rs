@@ -9,7 +9,7 @@ use blockplex_drivers::file::{File, FileOptions, Locking, sys};
 use blockplex_drivers::luks::{Luks, LuksOptions};
 use blockplex_drivers::memory::Memory;
 use blockplex_drivers::null::{self, Null};
-use blockplex_drivers::open_gate::FileIdentity;
+use blockplex_drivers::open_gate::{FileIdentity, escape_bytes};
 use blockplex_drivers::options::{OptionTree, Value};
 use blockplex_drivers::raw::Raw;
 use blockplex_graph::driver::Driver;
@@ -90,12 +90,25 @@ impl Opener<'_> {
         let how = FileOptions { write: !options.read_only, direct, locking, force_share };
         let path = PathBuf::from(filename);
         let opened = path.clone();
-        let file = self.local.blocking(move || File::open(&opened, how)).await?;
+        let file = self.local.blocking(move || File::open(&opened, how)).await;
+        let misplaced = || {
+            let needs = match driver.as_str() {
+                "host_device" => "either a character or block device",
+                _ => "a regular file",
+            };
+            let path = escape_bytes(path.as_os_str().as_encoded_bytes());
+            let text = format!("'{driver}' driver requires '{path}' to be {needs}");
+            Error::new(ErrorKind::InvalidArgument, text)
+        };
+        let file = match file {
+            // A directory can only be opened for reading: then that is not the error.
+            Err(error) if how.write && path.is_dir() => return Err(error),
+            Err(_) if sys::kind_at(&path).is_err() && path.exists() => return Err(misplaced()),
+            other => other?,
+        };
         let is_device = sys::kind(&*file.descriptor()?)? == sys::FileKind::BlockDevice;
         if is_device != (driver == "host_device") {
-            let (is, needs) = if is_device { ("a", "host_device") } else { ("no", "file") };
-            let text = format!("'{}' is {is} block device: use driver={needs}", path.display());
-            return Err(Error::new(ErrorKind::InvalidArgument, text));
+            return Err(misplaced());
         }
         self.add_file(name, file, options, path).await
     }

@@ -182,7 +182,7 @@ impl Opener<'_> {
             }
             (DataFile::Given(_), _) if !information.has_data_file => {
                 let text = format!(
-                    "{}: data-file is only for images with an external data file",
+                    "{}: 'data-file' can only be set for images with an external data file",
                     place_of(by)
                 );
                 return Err(Error::new(ErrorKind::InvalidArgument, text));

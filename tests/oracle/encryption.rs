@@ -108,6 +108,11 @@ fn key_slots_are_amended_alike() {
         "driver=qcow2,encrypt.key-secret=n,file.filename=luks",
         "encrypt.state=inactive,encrypt.old-secret=n",
     );
+    // By force, what is gone may go again.
+    pair.run(&format!(
+        "qemu-img amend {KEYS} --force --image-opts -o encrypt.state=inactive,encrypt.keyslot=5 \
+         driver=qcow2,encrypt.key-secret=s,file.filename=luks"
+    ));
     amend(
         "driver=qcow2,encrypt.key-secret=s,file.filename=aes",
         "encrypt.state=active,encrypt.new-secret=n",

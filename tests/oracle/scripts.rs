@@ -290,3 +290,87 @@ fn what_is_copied_into_an_existing_image_need_not_have_a_backing_format() {
     pair.run("qemu-img convert -O qcow2 -B a -n a b");
     pair.run("qemu-img convert -O qcow2 -B a a c");
 }
+
+#[test]
+fn snapshots_of_other_programs_are_listed_alike() {
+    let pair = Pair::new();
+    pair.given("qemu-img create -q -f qcow2 disk 1M");
+    pair.given("qemu-img snapshot -c one disk");
+    let table = {
+        let answer = pair.run_theirs(&["qemu-io", "-f", "raw", "-r", "-c", "read -v 64 8", "disk"]);
+        let text = String::from_utf8(answer.stdout).unwrap();
+        let bytes = text.split_whitespace().skip(1).take(8).map(|it| u64::from_str_radix(it, 16));
+        bytes.fold(0, |sum, byte| sum << 8 | byte.unwrap())
+    };
+    // No instruction count.
+    pair.poke("disk", table + 40 + 16, &[0xff; 8]);
+    pair.run("qemu-img snapshot -l disk");
+    pair.run("qemu-img info --output=json disk");
+}
+
+#[test]
+fn a_disk_that_grows_over_a_longer_backing_file_takes_its_storage() {
+    let pair = Pair::new();
+    for mode in ["off", "metadata", "falloc", "full"] {
+        pair.given("qemu-img create -q -f qcow2 base 2M");
+        pair.given("qemu-img create -q -f qcow2 -b base -F qcow2 top 640k");
+        pair.given_words(
+            &["qemu-io", "-f", "qcow2", "base", "-c", "write -P 9 0 2M"].map(String::from),
+        );
+        pair.run(&format!("qemu-img resize -f qcow2 --preallocation={mode} top 3M"));
+        pair.run("qemu-img map --output=json -f qcow2 top");
+        pair.same_image("top", "qcow2");
+    }
+}
+
+#[test]
+fn what_is_no_file_is_told() {
+    let pair = Pair::new();
+    pair.given("mkdir folder");
+    pair.given("qemu-img create -q -f raw disk 1M");
+    for options in ["driver=file,filename=folder", "driver=file,filename=/dev/null,locking=off"] {
+        for reads in ["", "-r "] {
+            let open = format!("open {reads}-o {options}");
+            pair.run_words(&["qemu-io", "-c", &open]);
+        }
+    }
+    pair.run_words(&["qemu-io", "-c", "open -r -o driver=host_device,filename=folder"]);
+    pair.run_words(&["qemu-io", "-c", "open -r -o driver=host_device,filename=disk"]);
+    pair.run("qemu-img info folder");
+}
+
+#[test]
+fn files_are_made_like_raw_images() {
+    let pair = Pair::new();
+    pair.run("qemu-img create -f file disk 1M");
+    pair.run("qemu-img create -f file -o preallocation=full,nocow=off disk 1M");
+    pair.run("qemu-img create -f file -o help");
+    for format in ["file", "raw", "luks", "qcow2"] {
+        pair.run(&format!("qemu-img create -f {format} -o help disk"));
+    }
+    pair.run("qemu-img create -f qcow2 -o extent_size_hint=0 disk 1M");
+}
+
+#[test]
+fn a_data_file_is_for_images_that_have_one() {
+    let pair = Pair::new();
+    pair.given("qemu-img create -q -f qcow2 -o data_file=data disk 1M");
+    pair.given("qemu-img create -q -f qcow2 other 1M");
+    for (image, file) in [("disk", "data"), ("disk", "nowhere"), ("other", "data")] {
+        let open = format!("open -o data-file.filename={file} {image}");
+        pair.run_words(&["qemu-io", "-f", "qcow2", "-c", &open, "-c", "write -P 3 0 64k"]);
+    }
+    pair.run("qemu-io -f qcow2 -c map disk");
+}
+
+#[test]
+fn a_filter_on_top_has_the_names_of_what_is_below() {
+    let pair = Pair::new();
+    pair.given("qemu-img create -q -f qcow2 base 1M");
+    pair.given("qemu-img create -q -f qcow2 -b base -F qcow2 top");
+    pair.given_words(&["qemu-io", "-f", "qcow2", "base", "-c", "write 0 256k"].map(String::from));
+    pair.given_words(&["qemu-io", "-f", "qcow2", "top", "-c", "write 64k 64k"].map(String::from));
+    pair.run(
+        "qemu-img map --image-opts driver=blkdebug,image.driver=qcow2,image.file.filename=top",
+    );
+}

@@ -11,7 +11,7 @@ use super::source::{FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, Source};
 use super::{Command, DONE, one_file, print_command_help, wants_json};
 use crate::tool::getopt::{Opt, Parser, long_with, with};
 use crate::tool::json::shown;
-use crate::tool::names::of_files;
+use crate::tool::names::{beneath_filters, of_files};
 use crate::tool::open::Image;
 use crate::tool::{Failure, Tool, size, wait};
 
@@ -155,6 +155,7 @@ impl Map<'_> {
         let mut next = Some(image.view()?);
         while let Some(view) = next {
             layers.push((view.id(), None));
+            let view = beneath_filters(view);
             next = view.edge_in_role(Role::Backing).and_then(|edge| view.child(edge)).cloned();
         }
         Ok(Map { image, length: image.length()?, names: of_files(image), layers })

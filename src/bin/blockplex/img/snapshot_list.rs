@@ -16,7 +16,7 @@ pub fn row(entry: &SnapshotEntry) -> String {
     let date = DateTime::from_timestamp(entry.date_seconds.into(), 0).unwrap_or_default();
     let date = date.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S");
     let clock = clock(entry.vm_clock_nanoseconds);
-    let count = entry.instruction_count.map_or_else(String::new, |count| count.to_string());
+    let count = entry.instruction_count.map_or_else(|| "--".to_owned(), |count| count.to_string());
     format!(
         "{:<7} {:<16} {:>8} {date:>19} {clock:>15} {count:>10}",
         text(&entry.id),

@@ -78,11 +78,14 @@ use Kind::{Number, Size, Switch, Text};
 const SIZE: CreationOption = option("size", Size, "Virtual disk size");
 const NOCOW: CreationOption =
     option("nocow", Switch, "Turn off copy-on-write (valid only on btrfs)");
+const EXTENT_SIZE: CreationOption =
+    option("extent_size_hint", Size, "Extent size hint for the image file, 0 to disable");
 
 const RAW: &[CreationOption] = &[
     SIZE,
     NOCOW,
     option("preallocation", Text, "Preallocation mode (allowed values: off, falloc, full)"),
+    EXTENT_SIZE,
 ];
 
 const CIPHER: &str = "Name of encryption cipher algorithm";
@@ -104,6 +107,7 @@ const LUKS: &[CreationOption] = &[
     option("detached-header", Switch, "Create a detached LUKS header"),
     NOCOW,
     option("preallocation", Text, "Preallocation mode (allowed values: off, falloc, full)"),
+    EXTENT_SIZE,
 ];
 
 const QCOW2: &[CreationOption] = &[
@@ -138,13 +142,15 @@ const QCOW2: &[CreationOption] = &[
     option("lazy_refcounts", Switch, "Postpone refcount updates").or("off"),
     option("refcount_bits", Number, "Width of a reference count entry in bits").or("16"),
     NOCOW,
+    EXTENT_SIZE,
 ];
 
 /// The formats that images can be made in.
 pub const CREATION: &[CreationFormat] = &[
     CreationFormat { name: "raw", options: RAW, own: 1, takes_backing: false },
-    CreationFormat { name: "luks", options: LUKS, own: LUKS.len() - 2, takes_backing: false },
-    CreationFormat { name: "qcow2", options: QCOW2, own: QCOW2.len() - 1, takes_backing: true },
+    CreationFormat { name: "file", options: RAW, own: RAW.len(), takes_backing: false },
+    CreationFormat { name: "luks", options: LUKS, own: LUKS.len() - 3, takes_backing: false },
+    CreationFormat { name: "qcow2", options: QCOW2, own: QCOW2.len() - 2, takes_backing: true },
 ];
 
 /// Formats and filters of the peer's that nobody makes images in.
@@ -275,8 +281,12 @@ impl Tool {
         if options.switch("nocow")? == Some(true) {
             turn_off_copy_on_write(&path);
         }
+        if options.size("extent_size_hint")?.is_some_and(|hint| hint != 0) {
+            // Few file systems know of such hints, and ours goes to none.
+            self.warn("Failed to set extent size hint: Operation not supported");
+        }
         let layer = self.layer()?;
-        if format.name == "raw" {
+        if matches!(format.name, "raw" | "file") {
             let mode = raw_preallocation(options, size)?;
             let work = async move |file: &Child| file.truncate_with(size, mode).await;
             return wait(layer.create_over(path, work)).map_err(|failure| match failure.text() {

@@ -66,12 +66,6 @@ pub fn describe(error: &Error) -> String {
     if text.contains("mark the image as corrupt (bit 1)") {
         text = "qcow2: Image is corrupt; cannot be opened read/write".to_owned();
     }
-    if let Some(path) = text
-        .strip_prefix("Could not open '")
-        .and_then(|rest| rest.strip_suffix("': Is a directory"))
-    {
-        text = format!("'file' driver requires '{path}' to be a regular file");
-    }
     if let Some((driver, _)) =
         text.strip_prefix("driver '").and_then(|rest| rest.split_once("' is not supported ("))
     {

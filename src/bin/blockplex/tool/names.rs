@@ -2,6 +2,7 @@
 //! not as the kernel resolves them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use blockplex::drivers::options::Value;
 use blockplex::drivers::qcow2::Qcow2;
@@ -169,6 +170,17 @@ fn description(tree: &OptionTree) -> String {
     format!("{{{}}}", members.join(", "))
 }
 
+/// The first node on the way down that is no filter: filters stand for what is below them.
+pub fn beneath_filters(view: Arc<NodeView>) -> Arc<NodeView> {
+    let mut view = view;
+    while let Some(below) =
+        view.edge_in_role(Role::Filtered).and_then(|edge| view.child(edge)).cloned()
+    {
+        view = below;
+    }
+    view
+}
+
 /// The names of an image's files: of each node below it that holds one.
 pub fn of_files(image: &Image) -> BTreeMap<NodeId, String> {
     let mut names = BTreeMap::new();
@@ -182,6 +194,7 @@ pub fn of_files(image: &Image) -> BTreeMap<NodeId, String> {
         } else {
             name_files(&mut names, &view, &filename);
         }
+        let view = beneath_filters(view);
         next = view.edge_in_role(Role::Backing).and_then(|edge| view.child(edge)).cloned();
         if let Some(backing) = view.driver_as::<Qcow2>().and_then(Qcow2::backing) {
             filename = beside(&filename, &String::from_utf8_lossy(&backing.name));
