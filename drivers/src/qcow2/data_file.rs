@@ -7,11 +7,12 @@
 //! X1. An entry names a guest cluster's own offset in the data file, or no place at all. Others are
 //!     found when a slice is loaded and fail as damage.
 //! X2. The data file reaches over the whole disk before the first write, and nothing is written to
-//!     it past the end of the disk: it ends where the disk ends.
+//!     it past the end of the disk, but by what was in flight when the disk shrank: it ends where the
+//!     disk ends.
 //! X3. A raw data file (autoclear bit 1) reads, by itself, like the disk: what the entries say to
 //!     be zeros is zeros there *before* they say so, and what a late write left behind the end of a
-//!     disk that shrank is zeroed before it is mapped. Only a write in place that is in flight beside the zeros may differ: the
-//!     disk then shows the zeros, the file the write.
+//!     disk that shrank is zeroed before it is mapped. Only a write in place that is in flight beside
+//!     the zeros may differ: the disk then shows the zeros, the file the write.
 //! X4. A hole is made in the data file under the range lock and before the entry changes: later it
 //!     could hit what was written to the same place meanwhile.
 //! X5. A flush reaches the data file before any entry that needs it is written (W1).
