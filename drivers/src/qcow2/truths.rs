@@ -25,14 +25,14 @@
 //! | H3 | empty blocks leave the table durably before their clusters are used | the order in `cut_file` | `a_crash_while_refcount_blocks_go_leaves_a_whole_image` |
 //! | H4 | the file is cut when the refcounts say so durably | `last_used_end` | `a_crash_while_space_is_given_back_leaves_a_whole_image` |
 //! | HU1 | a header that may have changed gives the image up | `switch_header` | `a_change_of_the_size_that_fails_half_way_does_not_leave_two_l1_tables` |
-//! | N1 | flags before counts | `add_references` | `a_crash_leaves_the_old_state_or_the_new_one` |
+//! | N1 | flags before counts | `add_references` | `a_crash_leaves_the_old_state_or_the_new_one`, `a_crash_while_a_snapshot_of_the_peer_is_applied_leaves_no_wrong_flag` |
 //! | N2 | counts before names | the order in `count_and_name`, `switch_disk` | `a_crash_leaves_the_old_state_or_the_new_one` |
 //! | N3 | one write of one sector switches | `switch_header` | `a_crash_leaves_the_old_state_or_the_new_one` |
 //! | N4 | what fails before the switch is undone | the order in `count_and_name` | `a_failure_at_any_operation_harms_nothing`, `a_snapshot_that_fails_leaves_no_references` |
 //! | ME1 | no tables, durably, then no counts | `empty_at_once` | `a_crash_while_space_is_given_back_leaves_a_whole_image` |
 //! | ME2 | step by step where others use clusters | `is_all_disk` | `an_image_that_is_made_empty_holds_nothing_and_is_small` |
 //! | PK1 | a compressed cluster counts in each host cluster that it touches | the order in `free_entry` | `the_peer_reads_what_was_written_compressed_and_its_images_are_no_smaller`, `clusters_that_share_a_host_cluster_go_one_by_one` |
-//! | PK2 | packing goes on only in a counted cluster | `allocate_bytes` | `clusters_that_share_a_host_cluster_go_one_by_one`, `a_compressed_cluster_that_is_being_read_stays_until_it_is_read` |
+//! | PK2 | packing goes on only in a counted cluster | `allocate_bytes`, `stop_packing_in` | `nothing_is_packed_into_a_cluster_that_was_given_back`, `a_compressed_cluster_that_is_being_read_stays_until_it_is_read` |
 //! | PK3 | a second host cluster is the next one in the file | `allocate_bytes` | `compressed_writes_beside_each_other_and_beside_others_lose_nothing` |
 //! | E1 | nothing is written past the extent | `write_data`, `store_locked` | `an_entry_past_the_end_of_the_file_is_not_written_in_place` |
 //! | E2 | the extent grows, and is cut only when nothing is handed out | `cover` | `several_loops_on_one_image_lose_nothing`, `a_longer_file_that_was_torn_down_with_its_loop_grows_no_more` |

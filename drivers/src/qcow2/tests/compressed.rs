@@ -1,6 +1,7 @@
 //! Compressed writes: judged by the peer, packed as it packs, and safe against what goes on beside
 //! them.
 
+use super::concurrency::{hold, settle, write};
 use crate::qcow2::Qcow2Options;
 use crate::qcow2::testing::Scratch;
 use crate::qcow2::testing::rig::{Rig, Setup};
@@ -214,6 +215,43 @@ fn a_compressed_cluster_that_is_being_read_stays_until_it_is_read() {
     let path = scratch.path();
     volume.save(&path);
     scratch.check_clean(&path);
+}
+
+/// PK2, Q08: packing goes on neither in a cluster whose bytes are being discarded, nor in one that
+/// is another's by now.
+#[test]
+fn nothing_is_packed_into_a_cluster_that_was_given_back() {
+    let scratch = Scratch::new();
+    for is_held in [true, false] {
+        let volume = Volume::from_file(&scratch.create("", "4M"));
+        let mut rig = Rig::writable(&volume);
+        let contents = text(65536, 11);
+        compressed(&mut rig, 0, &contents).unwrap();
+        rig.flush();
+        rig.request(Request::discard(0, 65536)).unwrap();
+        let held = hold(&volume, move |event| is_held && matches!(event, Event::Zero(..)));
+        rig.run(async |queue| {
+            let flush = queue.request(Request::flush());
+            settle().await;
+            assert_eq!(queue.in_flight(), u64::from(is_held), "a hole is being made");
+            if !is_held {
+                queue.request(Request::flush()).await.result.unwrap();
+                // It takes the place that is free now.
+                queue.request(write(1 << 16, 65536, 7)).await.result.unwrap();
+            }
+            let packed = Request::write(2 << 16, IoBuffer::from_slice(&contents)).compressed();
+            queue.request(packed).await.result.unwrap();
+            held.store(false, Ordering::Relaxed);
+            flush.await.result.unwrap();
+        });
+        assert!(rig.read(2 << 16, 65536) == contents);
+        let byte = if is_held { 0 } else { 7 };
+        assert_eq!(rig.read(1 << 16, 65536), [byte; 65536]);
+        rig.close();
+        let path = scratch.path();
+        volume.save(&path);
+        scratch.check_clean(&path);
+    }
 }
 
 #[test]

@@ -340,6 +340,40 @@ fn a_crash_leaves_the_old_state_or_the_new_one() {
     crash_test("cluster_size=4k,lazy_refcounts=on", 8);
 }
 
+/// N1: the peer leaves flags in the tables of a snapshot that it went away from. They are durably
+/// gone before anything else is counted there.
+#[test]
+fn a_crash_while_a_snapshot_of_the_peer_is_applied_leaves_no_wrong_flag() {
+    let scratch = Scratch::new();
+    let path = scratch.create("cluster_size=4k", "256k");
+    scratch.qemu_io(&path, "write -P 0x11 0 128k");
+    scratch.qemu_img(&["snapshot", "-c", "one", &path]);
+    scratch.qemu_io(&path, "write -P 0x22 64k 128k");
+    scratch.qemu_img(&["snapshot", "-c", "two", &path]);
+    scratch.qemu_img(&["snapshot", "-a", "one", &path]);
+    let volume = Volume::from_file(&path);
+    let base = volume.bytes();
+    let mut rig = Rig::writable(&volume);
+    let snapshots = rig.manage(async |driver, _| driver.snapshots());
+    let number = |at: u64| {
+        let at = at as usize;
+        u64::from_be_bytes(base[at..at + 8].try_into().unwrap())
+    };
+    let table = number(snapshots[1].entry.l1_table_offset) & 0x00ff_ffff_ffff_fe00;
+    assert_ne!(number(table + 16 * 8) >> 63, 0, "the snapshot's alone, with the flag");
+    volume.record();
+    apply(&mut rig, "two").unwrap();
+    rig.close();
+    let journal = volume.journal();
+    let mut random = Random(9);
+    for cut in 0..=journal.len() {
+        for _ in 0..4 {
+            crashed(&base, &journal[..cut], &mut random).save(&path);
+            scratch.check_harmless(&path);
+        }
+    }
+}
+
 /// Fails the operation of this number, or all from it on.
 fn fail_from(volume: &Volume, number: u64, errno: i32, once: bool) {
     let mut seen = 0;
