@@ -167,3 +167,16 @@ fn an_image_that_was_only_read_is_closed_without_a_flush() {
     let pair = images();
     assert_eq!(faulty(&pair, QCOW2, "inject-error.0.event=l2_load", "read 0 512"), 1);
 }
+
+#[test]
+fn one_rule_needs_no_number_and_a_file_name_goes_below() {
+    let pair = images();
+    for options in [
+        "file.driver=blkdebug,file.inject-error.event=l2_load q",
+        "driver=qcow2,file.driver=blkdebug,file.inject-error.event=l2_load,file.image.filename=q",
+        "file.driver=blkdebug,file.set-state.event=l2_load,file.set-state.new_state=2 q",
+    ] {
+        let open = format!("open -o {options}");
+        pair.run_words(&["qemu-io", "-c", &open, "-c", "read 0 512", "-c", "read 0 512"]);
+    }
+}

@@ -74,3 +74,38 @@ fn headers_that_make_no_sense_are_refused_in_the_same_words() {
         assert_eq!(io(&pair, "a", &["read 0 512"]), 1, "field at {offset}");
     }
 }
+
+/// What is wrong is said once, in words that people know, and marks the image if it can.
+#[test]
+fn corrupt_entries_are_told_in_the_same_words() {
+    let l2_table = |pair: &Pair| {
+        let at = u64::from_be_bytes(pair.peek("a", 40, 8).try_into().unwrap());
+        (at, u64::from_be_bytes(pair.peek("a", at, 8).try_into().unwrap()) & !(1 << 63))
+    };
+    let image = || {
+        let pair = Pair::new();
+        pair.given("qemu-img create -q -f qcow2 a 64M");
+        pair.given_words(&["qemu-io", "-f", "qcow2", "-c", "write 0 128k", "a"].map(str::to_owned));
+        pair
+    };
+    let read_only = ["qemu-io", "-r", "-f", "qcow2", "-c", "read 0 512", "-c", "read 64k 512", "a"];
+    for (in_l1, entry) in [(true, 0x42a00), (false, 0x52a00), (false, 0x52a01)] {
+        for command in ["read 0 512", "write 0 512"] {
+            let pair = image();
+            let (l1, l2) = l2_table(&pair);
+            pair.poke("a", if in_l1 { l1 } else { l2 }, &(1_u64 << 63 | entry).to_be_bytes());
+            pair.run_words(&read_only);
+            io(&pair, "a", &[command]);
+            assert_eq!(pair.peek("a", 72, 8)[7], 2, "{entry:#x}, {command}");
+            io(&pair, "a", &["read 0 512"]);
+            pair.run_words(&read_only);
+        }
+    }
+    // Onto the refcount block, the snapshot's table, the table itself.
+    for entry in [0x20000, 0x40000] {
+        let pair = image();
+        let (_, l2) = l2_table(&pair);
+        pair.poke("a", l2, &(1_u64 << 63 | entry).to_be_bytes());
+        io(&pair, "a", &["write 0 512"]);
+    }
+}

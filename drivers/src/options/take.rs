@@ -192,12 +192,15 @@ impl OptionTree {
             .map(Some)
     }
 
-    /// Takes a list of groups of options.
+    /// Takes a list of groups of options, or one group.
     ///
     /// # Errors
     ///
-    /// Not a list, or a member is not a group; the error names the member.
+    /// Neither, or a member is not a group; the error names the member.
     pub fn take_subtree_list(&mut self, key: &str) -> Result<Option<Vec<Self>>, OptionError> {
+        if let Some(Value::Tree(_)) = self.get(key) {
+            return Ok(self.take_subtree(key)?.map(|tree| vec![tree]));
+        }
         let Some(items) = self.take_list(key)? else {
             return Ok(None);
         };

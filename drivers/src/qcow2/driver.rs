@@ -44,7 +44,7 @@ impl Qcow2 {
                 None => Map::Zero { length },
             },
             // To mark the image takes I/O.
-            Place::Bad(fault) if self.read_only => Map::Fail(fault.at(offset)),
+            Place::Bad(fault) if self.read_only => Map::Fail(self.fail_reading(offset, fault)),
             _ => Map::Async { length },
         }
     }

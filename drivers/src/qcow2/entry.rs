@@ -29,9 +29,9 @@ pub(super) const COPIED: u64 = 1 << 63;
 /// The cluster is compressed.
 const COMPRESSED: u64 = 1 << 62;
 /// The cluster reads as zeros (version 3).
-const ZERO: u64 = 1;
+pub(super) const ZERO: u64 = 1;
 /// Bits 9 to 55.
-const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+pub(super) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// The unit in which a compressed cluster's length is counted.
 const SECTOR: u64 = 512;
 

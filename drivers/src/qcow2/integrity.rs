@@ -28,6 +28,8 @@ pub(super) struct Integrity {
     way: AtomicU8,
     /// I2 has happened.
     broken: AtomicBool,
+    /// That an image which is open for reading is corrupt has been said.
+    told: AtomicBool,
     /// I3 has happened.
     given_up: AtomicBool,
 }
@@ -144,11 +146,39 @@ impl Qcow2 {
 
     /// The error of a request that met a damaged entry; marks the image if that is called for.
     pub(super) async fn fail_at(&self, layers: &Layers, guest: u64, fault: Fault) -> Error {
-        let error = fault.at(guest);
         if fault.is_corruption() {
-            self.mark_corrupt(&layers.file, &error).await;
+            self.mark_corrupt(&layers.file, &self.words_for(guest, fault, false)).await;
         }
-        error
+        fault.at(guest)
+    }
+
+    /// The same for a request that would have written there.
+    pub(super) async fn fail_write(&self, layers: &Layers, guest: u64, fault: Fault) -> Error {
+        if fault.is_corruption() {
+            self.mark_corrupt(&layers.file, &self.words_for(guest, fault, true)).await;
+        }
+        fault.at(guest)
+    }
+
+    /// The same for an image that is open for reading: nothing is to be marked.
+    pub(super) fn fail_reading(&self, guest: u64, fault: Fault) -> Error {
+        if fault.is_corruption() {
+            self.tell_reader(&self.words_for(guest, fault, false));
+        }
+        fault.at(guest)
+    }
+
+    /// Says that an image that is open for reading is corrupt, once.
+    fn tell_reader(&self, words: &str) {
+        // Relaxed: only to say it once.
+        if !self.integrity.told.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                target: notice::CORRUPT,
+                error = %words,
+                fatal = false,
+                "the qcow2 image is corrupt"
+            );
+        }
     }
 
     /// Passes a result on; marks the image when it says that metadata is corrupt.
@@ -156,7 +186,7 @@ impl Qcow2 {
         if let Err(error) = &result
             && error.kind() == ErrorKind::Corrupt
         {
-            self.mark_corrupt(file, error).await;
+            self.mark_corrupt(file, error.message()).await;
         }
         result
     }
@@ -185,12 +215,20 @@ impl Qcow2 {
     }
 
     /// I2. Best effort: the request fails in any case.
-    async fn mark_corrupt(&self, file: &Child, error: &Error) {
+    async fn mark_corrupt(&self, file: &Child, words: &str) {
+        if self.read_only {
+            return self.tell_reader(words);
+        }
         // Relaxed: the first one marks, the order does not matter.
-        if self.read_only || self.integrity.broken.swap(true, Ordering::Relaxed) {
+        if self.integrity.broken.swap(true, Ordering::Relaxed) {
             return;
         }
-        tracing::error!(target: notice::CORRUPT, %error, "the qcow2 image is corrupt: no more writes");
+        tracing::error!(
+            target: notice::CORRUPT,
+            error = %words,
+            fatal = true,
+            "the qcow2 image is corrupt: no more writes"
+        );
         if self.version < Version::V3 {
             return;
         }

@@ -67,7 +67,7 @@ impl Structure {
         1 << self as u16
     }
 
-    fn described(self) -> &'static str {
+    pub(super) fn described(self) -> &'static str {
         match self {
             MainHeader => "qcow2_header",
             ActiveL1 => "active L1 table",

@@ -79,7 +79,7 @@ impl Qcow2 {
         let cluster_size = self.geometry.cluster_size();
         let (step, clusters) = match self.step(&slice, &position, vector.len() as u64) {
             Ok(step) => step,
-            Err(fault) => return Err(self.fail_at(layers, at, fault).await),
+            Err(fault) => return Err(self.fail_write(layers, at, fault).await),
         };
         let fits = |clusters: u64| {
             (clusters * cluster_size - position.in_cluster).min(vector.len() as u64)

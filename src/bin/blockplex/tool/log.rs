@@ -28,10 +28,20 @@ impl<S: Subscriber> Layer<S> for Notices {
         let mut text = Text::default();
         event.record(&mut text);
         match event.metadata().target() {
-            notice::CORRUPT => eprintln!(
-                "qcow2: Marking image as corrupt: {}; further corruption events will be suppressed",
-                text.error
-            ),
+            notice::CORRUPT => {
+                // Where, the peer does not say.
+                let error = match text.error.split_once(") at ") {
+                    Some((what, _)) if what.starts_with("Preventing ") => format!("{what})"),
+                    _ => text.error,
+                };
+                let (marking, further) = match text.fatal {
+                    true => ("Marking image as corrupt", ""),
+                    false => ("Image is corrupt", "non-fatal "),
+                };
+                eprintln!(
+                    "qcow2: {marking}: {error}; further {further}corruption events will be suppressed"
+                );
+            }
             _ => eprintln!("{}", text.message),
         }
     }
@@ -41,9 +51,16 @@ impl<S: Subscriber> Layer<S> for Notices {
 struct Text {
     message: String,
     error: String,
+    fatal: bool,
 }
 
 impl Visit for Text {
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        if field.name() == "fatal" {
+            self.fatal = value;
+        }
+    }
+
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         let text = match field.name() {
             "message" => &mut self.message,

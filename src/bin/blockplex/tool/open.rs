@@ -116,13 +116,28 @@ impl ImageOpenOptions {
         }
         if is_protocol {
             let mut image = OptionTree::new();
-            image.set("file", Value::Tree(tree));
+            image.set("file", Value::Tree(self.file_of_name(tree)));
             tree = image;
         }
         if let Some(format) = &self.format {
             tree.set("driver", Value::from(format.as_str()));
         }
         Ok(tree)
+    }
+
+    /// The file that a name stands for. Where the options say that it is a `blkdebug`, the name is
+    /// that of the file below.
+    fn file_of_name(&self, tree: OptionTree) -> OptionTree {
+        let mut options = self.options.iter().chain(&self.overrides);
+        let is_debug = options.any(|(key, value)| key == "file.driver" && value == "blkdebug");
+        match tree.get("filename") {
+            Some(filename) if is_debug => {
+                let mut debug = OptionTree::new();
+                debug.set("x-image", filename.clone());
+                debug
+            }
+            _ => tree,
+        }
     }
 
     /// The node that a name stands for, opened without a format above it.

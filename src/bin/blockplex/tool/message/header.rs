@@ -28,6 +28,9 @@ pub fn sentence(text: &str) -> Option<String> {
         "48" if is_misplaced || is_beyond_counting() => {
             "Reference count table offset invalid".to_owned()
         }
+        "56" if rule.starts_with(" leaves the image without refcounts") => {
+            "Image does not contain a reference count table".to_owned()
+        }
         "56" if is_too_large => "Reference count table too large".to_owned(),
         "60" if is_too_large => "Snapshot table too large".to_owned(),
         "64" if is_misplaced || is_beyond_counting() => "Snapshot table offset invalid".to_owned(),
