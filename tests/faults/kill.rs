@@ -1,18 +1,24 @@
 //! Our tools killed at any moment (P4): the image is sound for the peer (clusters may leak; a dirty
 //! image, after a repair), can be written again, and holds what was flushed.
 //!
+//! Here `io`, under load; the commands of `img` in [`copies`], [`tables`], [`bitmaps`] and
+//! [`repairs`], by [`scene`].
+//!
 //! `BLOCKPLEX_ROUNDS` is how often each one is killed, and `BLOCKPLEX_SEED` the first's seed.
 
+mod bitmaps;
+mod copies;
+mod repairs;
+mod scene;
+mod tables;
+
 use super::encryption;
-use super::image::{self, Sandbox, check, qemu_img, succeed, text};
+use super::image::{self, Sandbox, qemu_img, succeed, text};
 use super::interop::Random;
 use super::tool_mutation::seeds;
-use super::tools::{Kind, run};
-use std::fs;
-use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
+use super::tools::Kind;
+use scene::{IMAGE, Scene, guest, kill, start};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The disk, in blocks, each full of one byte.
@@ -52,9 +58,9 @@ const SHAPES: [Shape; 8] = [
 
 impl Shape {
     fn make(&self, sandbox: &Sandbox) -> PathBuf {
-        let path = sandbox.at("image.qcow2");
+        let path = sandbox.at(IMAGE);
         if self.kind == Kind::Encrypted {
-            return sandbox.put("image.qcow2", &encryption::luks("8M"));
+            return sandbox.put(IMAGE, &encryption::luks("8M"));
         }
         let options = self.options.replace("DATA", text(&sandbox.at("data.raw")));
         sandbox.create(&path, &options, "8M");
@@ -99,9 +105,9 @@ impl Model {
                 self.flushed[number].contains(&byte) || self.later[number].contains(&byte)
             };
             // A request cut in the middle ends between sectors.
-            let wrong = block.chunks(512).position(|sector| {
-                !legal(sector[0]) || sector.iter().any(|byte| *byte != sector[0])
-            });
+            let wrong = block
+                .chunks(512)
+                .position(|sector| !legal(sector[0]) || sector[1..] != sector[..511]);
             let [flushed, later] = [&self.flushed[number], &self.later[number]];
             assert!(
                 wrong.is_none(),
@@ -147,91 +153,15 @@ fn script(load: &[Step]) -> String {
     load.iter().map(line).collect()
 }
 
-/// Starts `blockplex` with a command line of ours.
-fn start(sandbox: &Sandbox, kind: Kind, line: &str, file: &Path, input: &str) -> Child {
-    let script = sandbox.put("script", input.as_bytes());
-    Command::new(env!("CARGO_BIN_EXE_blockplex"))
-        .args(kind.words(line, sandbox, file))
-        .current_dir(sandbox.path())
-        .stdin(fs::File::open(script).expect("it was just made"))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("our program")
-}
-
-/// Lets it run for some time, and kills it. Gives what it printed.
-fn kill(mut child: Child, after: Duration) -> String {
-    sleep(after);
-    // It may have ended by itself.
-    drop(child.kill());
-    let mut printed = Vec::new();
-    child.stdout.take().expect("a pipe").read_to_end(&mut printed).expect("a pipe can be read");
-    child.wait().expect("our child");
-    String::from_utf8_lossy(&printed).into_owned()
-}
-
-/// Waits until the kernel has let go of the files of who was killed, and so of their locks.
-fn wait_for_the_end(sandbox: &Sandbox, kind: Kind, file: &Path) {
-    let locked = || {
-        let said = peer(sandbox, kind, "img check -f qcow2 FILE", file);
-        String::from_utf8_lossy(&said.stderr).contains("lock")
-    };
-    for _ in 0..500 {
-        if !locked() {
-            return;
-        }
-        sleep(Duration::from_millis(20));
-    }
-    panic!("the image stays locked");
-}
-
-/// The peer, with a command line of ours.
-fn peer(sandbox: &Sandbox, kind: Kind, line: &str, file: &Path) -> std::process::Output {
-    let words = kind.words(line, sandbox, file);
-    Command::new("qemu-img").args(&words[1..]).output().expect("qemu-img is installed")
-}
-
-/// Asserts that the image is sound, and gives what the guest sees.
-fn judge_image(what: &str, sandbox: &Sandbox, kind: Kind, file: &Path, ours: bool) -> Vec<u8> {
-    wait_for_the_end(sandbox, kind, file);
-    let is_dirty = fs::read(file).expect("it is there")[79] & 1 != 0;
-    if is_dirty && ours {
-        let (status, said) = run(what, sandbox, kind, "img check -f qcow2 -r all FILE", file);
-        assert_eq!(status, 0, "{what}: {said:?}");
-    } else if is_dirty {
-        let said = peer(sandbox, kind, "img check -f qcow2 -r all FILE", file);
-        assert_eq!(said.status.code(), Some(0), "{what}: {said:?}");
-    }
-    match kind {
-        Kind::Plain => {
-            let found = check(file).unwrap_or_else(|| panic!("{what}: the peer cannot open it"));
-            assert!(found.is_sound(), "{what}: {found:?}");
-        }
-        Kind::Encrypted => {
-            let said = peer(sandbox, kind, "img check -f qcow2 FILE", file);
-            assert!(matches!(said.status.code(), Some(0 | 3)), "{what}: {said:?}");
-        }
-    }
-    let said = peer(sandbox, kind, "img convert -f qcow2 -O raw FILE OUT", file);
-    succeed(&said, what);
-    let guest = fs::read(sandbox.at("out")).expect("it was just made");
-    let line = "io -f qcow2 -c write_0_4k -c flush FILE";
-    let (status, said) = run(what, sandbox, kind, line, file);
-    assert_eq!(status, 0, "{what}: not writable: {said:?}");
-    guest
-}
-
 fn kill_under_load(shape: &Shape, seed: u64) {
     let what = format!("{}, seed {seed}", shape.name);
     let mut random = Random::new(seed);
     let sandbox = Sandbox::new();
     let path = shape.make(&sandbox);
-    let before = peer(&sandbox, shape.kind, "img convert -f qcow2 -O raw FILE OUT", &path);
-    succeed(&before, &what);
-    let mut model = Model::new(&fs::read(sandbox.at("out")).expect("it was just made"));
+    let mut model = Model::new(&guest(&what, &sandbox, shape.kind, "", &path));
     let load = load(&mut random, shape.name);
-    let child = start(&sandbox, shape.kind, "io -f qcow2 -d unmap FILE", &path, &script(&load));
+    let input = sandbox.put("script", script(&load).as_bytes());
+    let child = start(&sandbox, shape.kind, "io -f qcow2 -d unmap FILE", &path, &input);
     let printed = kill(child, Duration::from_millis(random.below(400)));
     let mut flushes = printed.lines().filter(|line| line.ends_with(MARK)).count();
     for step in &load {
@@ -255,8 +185,10 @@ fn kill_under_load(shape: &Shape, seed: u64) {
             Step::Flush => {}
         }
     }
-    let guest = judge_image(&what, &sandbox, shape.kind, &path, seed.is_multiple_of(2));
-    model.judge(&what, &guest);
+    let scene = Scene::new(what, shape.kind, sandbox, seed.is_multiple_of(2));
+    scene.is_sound(IMAGE);
+    model.judge(&scene.what, &scene.guest(IMAGE));
+    scene.takes_writes(IMAGE);
 }
 
 #[test]

@@ -12,13 +12,15 @@
 //!   (`shrink`, `make_empty`): a table must not name blocks that the file does not have.
 //! - **Y4** The count of a new L2 table is written before the L1 entry changes that is to name it, as
 //!   the peer has it: after a crash only data lacks its count.
+//! - **Y5** The bit also stands over work whose middle a check would not call whole (COPIED flags
+//!   that do not agree with counts, in `snapshot`); what cannot be made whole stays marked.
 
 use super::Qcow2;
 use super::header::{Header, Version, feature};
 use super::integrity::write_features;
 use super::open::Qcow2Options;
 use blockplex_graph::{Child, Error, ErrorKind, Result};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 /// Changed refcount blocks that may wait in memory.
 const MANY_BLOCKS: usize = 32;
@@ -30,6 +32,8 @@ pub(super) struct LazyRefcounts {
     mark: AtomicU8,
     /// Refcounts were left out since the last round that left nothing out.
     owes: AtomicBool,
+    /// How much work is under way, or was left, that needs the bit (Y5).
+    holders: AtomicUsize,
 }
 
 /// What is known of the dirty bit in the file.
@@ -50,6 +54,7 @@ impl LazyRefcounts {
             wanted: AtomicBool::new(wanted),
             mark: AtomicU8::new(Mark::Clear as u8),
             owes: AtomicBool::new(false),
+            holders: AtomicUsize::new(0),
         }
     }
 
@@ -61,6 +66,10 @@ impl LazyRefcounts {
 
     pub(super) fn set_wanted(&self, wanted: bool) {
         self.wanted.store(wanted, Ordering::Relaxed);
+    }
+
+    fn is_held(&self) -> bool {
+        self.holders.load(Ordering::Relaxed) > 0
     }
 
     fn mark(&self) -> Mark {
@@ -112,13 +121,38 @@ impl Qcow2 {
 
     /// After a round that left nothing out: whether the mark is to go.
     pub(super) fn may_mark_clean(&self) -> bool {
-        self.lazy.mark() != Mark::Clear && !self.lazy.is_wanted()
+        self.lazy.mark() != Mark::Clear && !self.lazy.is_wanted() && !self.lazy.is_held()
+    }
+
+    /// Marks the image, durably, until [`Qcow2::release_mark`] (Y5). Version 2 knows no mark.
+    pub(super) async fn hold_mark(&self, file: &Child) -> Result<()> {
+        if self.version < Version::V3 {
+            return Ok(());
+        }
+        self.lazy.holders.fetch_add(1, Ordering::Relaxed);
+        let held = self
+            .between_rounds(async || match self.lazy.mark() {
+                Mark::Set => Ok(()),
+                _ => self.set_dirty_bit(file, true).await,
+            })
+            .await;
+        if held.is_err() {
+            self.release_mark();
+        }
+        held
+    }
+
+    /// The image is whole again: the next round may take the mark away (Y5).
+    pub(super) fn release_mark(&self) {
+        if self.version >= Version::V3 {
+            self.lazy.holders.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Marks the image clean if it is marked dirty (Y2). With the turn, after a round that left
     /// nothing out.
     pub(super) async fn mark_clean(&self, file: &Child) -> Result<()> {
-        if self.lazy.mark() == Mark::Clear || self.is_broken() {
+        if self.lazy.mark() == Mark::Clear || self.lazy.is_held() || self.is_broken() {
             return Ok(());
         }
         debug_assert!(!self.lazy.owes.load(Ordering::Relaxed), "Y2: refcounts were left out");

@@ -14,6 +14,9 @@
 //!   another L1 table together with the size of the disk.
 //! - **N4** What fails before the switch is undone in memory and, as far as the file lets it, on
 //!   the disk; what fails after it is left as leaks, and said.
+//! - **N5** While flags and counts disagree, the image has the dirty bit: whoever opens it for
+//!   writing after a crash makes them agree. Version 2 has no such bit; there a check finds flags
+//!   that are clear and could be set.
 //!
 //! | operation | flags cleared | counted | switched | given back | flags set |
 //! |---|---|---|---|---|---|
@@ -117,6 +120,7 @@ impl Qcow2 {
         let words = self.disk_l1();
         let checked = self.check_references(&layers.file, &words).await;
         self.judge(&layers.file, checked).await?;
+        self.hold_mark(&layers.file).await?;
         let marked = self.mark_disk(&layers, Marks::Clear).await;
         let created = match marked {
             Ok(()) => self.count_and_name(&layers, &mut entry, &mut snapshots).await,
@@ -130,6 +134,7 @@ impl Qcow2 {
         if let Err(error) = self.drop_vm_state(&layers).await {
             tracing::warn!(%error, "the VM state of a snapshot stays on the disk, too");
         }
+        self.release_mark();
         self.flush(&layers).await?;
         Ok(entry)
     }
@@ -158,6 +163,7 @@ impl Qcow2 {
         let switched = self.switch_snapshot_table(&layers, table, snapshots).await;
         switched.map_err(|(error, _)| error)?;
         self.watch_inactive_tables(&layers.file).await?;
+        self.hold_mark(&layers.file).await?;
         let dropped = self.drop_references(&layers, &words).await;
         if gone.entry.l1_size > 0 {
             let clusters = self.geometry.clusters_for(words.len() as u64 * TABLE_ENTRY_BYTES);
@@ -171,6 +177,8 @@ impl Qcow2 {
         self.judge(&layers.file, dropped).await?;
         self.flush(&layers).await?;
         self.mark_disk(&layers, Marks::ByRefcount).await?;
+        self.release_mark();
+        self.flush(&layers).await?;
         Ok(gone.entry)
     }
 
@@ -198,6 +206,7 @@ impl Qcow2 {
         let size = chosen.entry.disk_size.unwrap_or_else(|| self.disk_size());
         let checked = self.check_references(&layers.file, &words).await;
         self.judge(&layers.file, checked).await?;
+        self.hold_mark(&layers.file).await?;
         // Tables that the disk shares change under the slices in memory.
         let cleared = self.write_marks(&layers.file, &words, Marks::Clear).await;
         self.slices.clear();
@@ -215,6 +224,7 @@ impl Qcow2 {
         }
         let dropped = self.drop_references(&layers, &old).await;
         self.judge(&layers.file, dropped).await?;
+        self.release_mark();
         self.flush(&layers).await?;
         Ok(chosen.entry.clone())
     }
@@ -286,8 +296,9 @@ impl Qcow2 {
 
     /// After a failure: the flags say again what the refcounts say. Gives `error` back.
     async fn undo_marks(&self, layers: &Layers, error: Error) -> Error {
-        if let Err(error) = self.mark_disk(layers, Marks::ByRefcount).await {
-            tracing::warn!(%error, "COPIED flags are clear that could be set");
+        match self.mark_disk(layers, Marks::ByRefcount).await {
+            Ok(()) => self.release_mark(),
+            Err(error) => tracing::warn!(%error, "COPIED flags are clear that could be set"),
         }
         error
     }
