@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`secret`] | passwords: what an option names and nobody prints |
 //! | [`secret_object`] | `secret,id=…,data=…`, the way in which tools are given them |
+//! | `key_memory` | memory for passwords and keys |
 //! | [`hash`] | hash functions, and keys derived from passwords |
 //! | [`cipher`] | block ciphers by name and size |
 //! | `mode`, `xts` | how blocks make a sector |
@@ -24,10 +25,13 @@
 //! - **K2** What depends on a key is compared in constant time.
 //! - **K3** Work that takes long (derivation, large transfers) runs on the loop's thread pool, never
 //!   on the loop; its length is bounded by a limit of the caller, not by the image.
+//! - **K4** Passwords and master keys are locked in memory and left out of core dumps, as far as
+//!   the system lets them be.
 
 pub mod cipher;
 pub mod hash;
 pub mod iv;
+mod key_memory;
 pub mod legacy_aes;
 pub mod luks;
 mod mode;

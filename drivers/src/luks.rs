@@ -29,7 +29,8 @@ const ZEROS: u64 = 1 << 20;
 pub struct LuksOptions {
     /// The secret that `key-secret` names.
     pub key: Option<Secret>,
-    /// The most iterations of a key derivation; default: [`DEFAULT_MAX_ITERATIONS`].
+    /// `max-iterations`: the most iterations of a key derivation; default:
+    /// [`DEFAULT_MAX_ITERATIONS`].
     pub max_iterations: Option<u32>,
     /// It may be opened without a key, to look at its header. Its data cannot be read or written
     /// then.

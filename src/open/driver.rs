@@ -4,7 +4,7 @@ use super::{Inherited, OpenNode, Opener};
 use crate::layer::ImagePlace;
 use crate::options::invalid;
 use blockplex_drivers::blkdebug::{Blkdebug, BlkdebugOptions};
-use blockplex_drivers::crypto::luks::options::take_secret;
+use blockplex_drivers::crypto::luks::options::{take_max_iterations, take_secret};
 use blockplex_drivers::file::{File, FileOptions, Locking, sys};
 use blockplex_drivers::luks::{Luks, LuksOptions};
 use blockplex_drivers::memory::Memory;
@@ -154,8 +154,8 @@ impl Opener<'_> {
         self.drop_unneeded_key(&mut tree);
         let settings = LuksOptions {
             key: take_secret(&mut tree, "key-secret", &self.secrets)?,
+            max_iterations: take_max_iterations(&mut tree)?,
             metadata_only: self.metadata_only,
-            ..LuksOptions::default()
         };
         let file = match file {
             Some(file) => file,

@@ -86,6 +86,38 @@ fn a_luks_header_that_cannot_be_is_refused_at_once() {
     }
 }
 
+/// S-17: the limit is an option of its own.
+#[test]
+fn more_iterations_than_are_accepted_are_refused_by_the_name_of_the_option() {
+    let base = luks("8M");
+    let at = header(&base);
+    let sandbox = Sandbox::new();
+    let says = |patch: Option<Patch>, option: &str| {
+        let patches: Vec<Patch> = patch.into_iter().collect();
+        let path = sandbox.put("image.qcow2", &patched(&base, &patches));
+        let option = format!(
+            "io -r --object {KEY} --image-opts -c length driver=qcow2,\
+             encrypt.key-secret=s,file.filename={}{option}",
+            text(&path)
+        );
+        let (status, said) = run("S-17", &sandbox, Kind::Plain, &option, &path);
+        (status, String::from_utf8_lossy(&said.stderr).into_owned())
+    };
+    for (patch, most) in [
+        (be32(at + SLOT_ITERATIONS, 10_000_001), "10000000"),
+        (be32(at + DIGEST_ITERATIONS, 20_000_001), "20000000"),
+    ] {
+        let (status, text) = says(Some(patch), "");
+        assert!(status == 1 && text.contains(most) && text.contains("max-iterations"), "{text}");
+    }
+    let (status, text) = says(None, ",encrypt.max-iterations=500");
+    assert!(status == 1 && text.contains("max-iterations"), "{text}");
+    let (status, text) = says(None, ",encrypt.max-iterations=4000000000");
+    assert_eq!(status, 0, "{text}");
+    let (status, text) = says(None, ",encrypt.max-iterations=0");
+    assert!(status == 1 && text.contains("max-iterations"), "{text}");
+}
+
 /// K09: the data of a qcow2 image is where its tables say.
 #[test]
 fn the_payload_offset_of_an_encrypted_image_has_no_meaning() {

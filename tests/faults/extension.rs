@@ -2,6 +2,8 @@
 
 use super::image::{self, BACKING_FORMAT, DATA_FILE, Patch, be32, be64, extensions};
 use super::rows::{REFUSED, WORKS, judge, row};
+use super::tools::{Kind, run};
+use std::fs;
 
 const UNKNOWN: u32 = 0x1234_5678;
 const FEATURE_NAMES: u32 = 0x6803_f857;
@@ -32,6 +34,26 @@ fn an_extension_must_end_in_the_header_cluster() {
     let data = vec![0xaa; room as usize];
     let full = [be32(112, UNKNOWN), be32(116, room), Patch::Bytes(120, data)];
     judge([row("E01 full", full, WORKS)]);
+}
+
+/// E02.
+#[test]
+fn a_header_without_room_for_a_name_stays_as_it_is() {
+    let room = 0x10000 - 120;
+    let full = [be32(112, UNKNOWN), be32(116, room), Patch::Bytes(120, vec![0xaa; room as usize])];
+    let sandbox = image::Sandbox::new();
+    let bytes = image::patched(image::base(), &full);
+    let path = sandbox.put("image.qcow2", &bytes);
+    sandbox.put("base.raw", &[7; 4096]);
+    for line in [
+        "img rebase -u -f qcow2 -F raw -b base.raw FILE",
+        "img rebase -f qcow2 -F raw -b base.raw FILE",
+    ] {
+        let (status, said) = run("E02", &sandbox, Kind::Plain, line, &path);
+        let text = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(status == 1 && text.contains("space"), "E02: {line}: {status}: {text}");
+        assert!(fs::read(&path).expect("it is there") == bytes, "E02: changed by: {line}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::image::{self, L1, Patch, REFCOUNT_TABLE, be32, be64};
 use super::rows::{Expected, Fate, READ_ONLY, REFUSED, WORKS, judge, row};
+use super::tools::{Kind, run};
 use blockplex::drivers::probe::suggest_format;
 
 /// It opens; the first cluster is not what it was.
@@ -151,6 +152,42 @@ fn incompatible_features_must_be_known() {
         row("H23", [be64(72, 4)], REFUSED).says(&["data-file"]),
         row("H23b", [be64(88, 2)], REFUSED).says(&["autoclear"]),
     ]);
+}
+
+/// H23: the name is the image's to say, or the caller's, whose file is then the only one.
+#[test]
+fn a_data_file_without_a_name_is_the_callers_to_name() {
+    let sandbox = image::Sandbox::new();
+    let path = sandbox.at("image.qcow2");
+    let data = sandbox.at("data.raw");
+    sandbox.create(&path, &format!("data_file={}", image::text(&data)), "1M");
+    image::qemu_io(&path, &["write -P 7 0 128k"]);
+    let mut bytes = std::fs::read(&path).expect("it was just made");
+    let nameless = |bytes: &mut Vec<u8>| *bytes = image::patched(bytes, &[image::extensions(&[])]);
+    nameless(&mut bytes);
+    let path = sandbox.put("image.qcow2", &bytes);
+    let plain = "io -r -f qcow2 -c read_-P_7_0_64k FILE";
+    let (status, said) = run("H23", &sandbox, Kind::Plain, plain, &path);
+    let text = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(status == 1 && text.contains("data-file"), "H23: {text}");
+    let options = format!(
+        "driver=qcow2,file.filename={},data-file.driver=file,data-file.filename={}",
+        image::text(&path),
+        image::text(&data)
+    );
+    let line = format!("io --image-opts -c read_-P_7_0_64k -c write_-P_8_64k_4k {options}");
+    let (status, said) = run("H23 explicit", &sandbox, Kind::Plain, &line, &path);
+    let printed = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(status == 0 && !printed.contains("failed"), "H23 explicit: {printed}");
+    let raw = std::fs::read(&data).expect("it is there");
+    assert_eq!((raw[0], raw[0x10000], raw[0x11000]), (7, 8, 7), "H23 explicit");
+    // A data file for an image that has none.
+    let path = sandbox.put("image.qcow2", image::base());
+    let (status, said) = run("no data file", &sandbox, Kind::Plain, &line, &path);
+    let text = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(status == 1 && text.contains("data"), "{text}");
+    assert!(std::fs::read(&path).expect("it is there") == image::base(), "changed");
+    assert!(std::fs::read(&data).expect("it is there") == raw, "the other file has changed");
 }
 
 /// A writer repairs it first.

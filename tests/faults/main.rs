@@ -26,6 +26,7 @@
 //! | [`failing`], [`sweep`] | a driver that fails; each lower operation fails once |
 //! | [`mutation`], [`tool_mutation`] | images with random damage |
 //! | [`kill`] | tools that are killed |
+//! | [`witness`] | what was opened meanwhile |
 //! | [`interop`] | random operations on images of every shape, against a model and the peer |
 
 use blockplex_tests::image;
@@ -48,3 +49,4 @@ mod sweep;
 mod table;
 mod tool_mutation;
 mod tools;
+mod witness;

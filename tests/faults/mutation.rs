@@ -4,6 +4,7 @@
 use super::image::{self, Patch, Sandbox, be32, be64, made, patched, qemu_img, succeed, text};
 use super::interop::Random;
 use super::rows::bounded;
+use super::tool_mutation::seeds;
 use blockplex::{Backend, Blockplex, Error, ErrorKind, OpenOptions, Result, block_on};
 use std::fs;
 use std::path::Path;
@@ -163,7 +164,7 @@ fn survive(path: &Path) {
 
 fn survive_damage_of(name: &str, bytes: &[u8]) {
     let sandbox = Sandbox::new();
-    for seed in 1..=ROUNDS {
+    for seed in seeds(ROUNDS) {
         let mut random = Random::new(seed);
         let patches = damage(&mut random, bytes);
         let path = sandbox.put("image", &patched(bytes, &patches));

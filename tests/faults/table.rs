@@ -92,6 +92,17 @@ fn version_2_has_no_zero_clusters() {
 }
 
 #[test]
+fn subclusters_that_contradict_each_other_fail_their_cluster() {
+    let commands = ["write -P 0x11 0 64k"];
+    let extended = made("cluster_size=64k,extended_l2=on", "64M", &commands);
+    judge([
+        row("T16", [be64(L2 + 8, 0x1_ffff_ffff)], CORRUPT_ENTRY).on(&extended),
+        row("T16 last", [be64(L2 + 8, 0x8000_0000_ffff_ffff)], CORRUPT_ENTRY).on(&extended),
+        row("T16b", [be64(L2, 0), be64(L2 + 8, 1)], CORRUPT_ENTRY).on(&extended),
+    ]);
+}
+
+#[test]
 fn a_cluster_that_may_not_be_written_in_place_is_copied() {
     judge([l2("T11b", DATA, WORKS)]);
 }

@@ -22,7 +22,7 @@ const KILLED: i32 = 137;
 const PANICKED: i32 = 101;
 
 /// Commands that only look. `FILE` is the image, `OUT` another file.
-const LOOK: [&str; 10] = [
+pub const LOOK: [&str; 10] = [
     "img info FILE",
     "img info -f qcow2 --output json FILE",
     "img check -f qcow2 FILE",
@@ -36,7 +36,7 @@ const LOOK: [&str; 10] = [
 ];
 
 /// Commands that change what they open for writing.
-const CHANGE: [&str; 12] = [
+pub const CHANGE: [&str; 12] = [
     "io -f qcow2 -c write_0_4k -c flush -c write_-z_40M_64k -c discard_0_64k -c flush FILE",
     "io -f qcow2 -c write_-c_64k_64k -c truncate_65M -c flush FILE",
     "img amend -f qcow2 -o lazy_refcounts=on FILE",

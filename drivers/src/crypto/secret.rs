@@ -1,5 +1,6 @@
 //! Secrets: what an option names and nobody prints.
 
+use super::key_memory::KeyMemory;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -8,12 +9,12 @@ use zeroize::Zeroizing;
 
 /// A password or key: any bytes. Cloning shares them; the last owner wipes them.
 #[derive(Clone)]
-pub struct Secret(Arc<Zeroizing<Vec<u8>>>);
+pub struct Secret(Arc<KeyMemory>);
 
 impl Secret {
     /// A secret of these bytes.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Secret {
-        Secret(Arc::new(Zeroizing::new(bytes.into())))
+        Secret(Arc::new(KeyMemory::new(&Zeroizing::new(bytes.into()))))
     }
 
     /// The bytes. Do not copy them to where they are not wiped.

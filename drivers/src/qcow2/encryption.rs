@@ -56,7 +56,7 @@ pub struct EncryptionOptions {
     pub format: Option<EncryptionFormat>,
     /// The secret that `encrypt.key-secret` names.
     pub key: Option<Secret>,
-    /// The most iterations of a key derivation; default:
+    /// `encrypt.max-iterations`: the most iterations of a key derivation; default:
     /// [`DEFAULT_MAX_ITERATIONS`].
     pub max_iterations: Option<u32>,
     /// The image may be opened without a key: for its metadata. Its data cannot be read or

@@ -92,7 +92,7 @@ fn fresh(options: &LuksCreateOptions) -> Result<Fresh> {
     let derived = hash.derive(&key, &digest_salt, digest_iterations, DIGEST_BYTES);
     let mut digest = [0; DIGEST_BYTES];
     digest.iter_mut().zip(&**derived).for_each(|(to, from)| *to = *from);
-    let key = MasterKey::new(key);
+    let key = MasterKey::new(&key);
     let slot_sectors = material_sectors(suite.key_bytes()).next_multiple_of(ALIGNMENT_SECTORS);
     let mut slots = [KeySlot { stripes: STRIPES, ..KeySlot::default() }; SLOTS];
     let mut sector = ALIGNMENT_SECTORS;

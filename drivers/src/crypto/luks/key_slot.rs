@@ -1,9 +1,10 @@
 //! Key slots: the payload's key, wrapped in a password, and back.
 
 use super::header::{DIGEST_BYTES, LuksHeader, STRIPES};
-use super::{Place, SLOTS};
+use super::{Place, SLOTS, most_iterations};
 use crate::crypto::SECTOR;
 use crate::crypto::hash::HashAlgorithm;
+use crate::crypto::key_memory::KeyMemory;
 use crate::crypto::secret::Secret;
 use crate::crypto::sectors::{CipherSuite, SectorCipher};
 use crate::crypto::split;
@@ -15,11 +16,11 @@ use zeroize::Zeroizing;
 
 /// The key of a payload. Cloning shares it; the last owner wipes it (K1).
 #[derive(Clone)]
-pub struct MasterKey(Arc<Zeroizing<Vec<u8>>>);
+pub struct MasterKey(Arc<KeyMemory>);
 
 impl MasterKey {
-    pub(super) fn new(bytes: Zeroizing<Vec<u8>>) -> MasterKey {
-        MasterKey(Arc::new(bytes))
+    pub(super) fn new(bytes: &[u8]) -> MasterKey {
+        MasterKey(Arc::new(KeyMemory::new(bytes)))
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -105,20 +106,20 @@ impl LuksHeader {
     }
 
     pub(super) fn check_iterations(&self, max_iterations: u32) -> Result<()> {
-        let refuse = |what: String, iterations: u32| {
+        let check = |what: &str, iterations: u32, length: usize| {
+            let most = most_iterations(max_iterations, self.hash, length);
+            if iterations <= most {
+                return Ok(());
+            }
             let text = format!(
-                "LUKS header: {what} has {iterations} iterations, more than the {max_iterations} \
-                 that are accepted"
+                "LUKS header: {what} has {iterations} iterations, more than the {most} that are \
+                 accepted (max-iterations)"
             );
             Err(Error::new(ErrorKind::LimitExceeded, text))
         };
-        if self.digest_iterations > max_iterations {
-            return refuse("the digest of the key".to_owned(), self.digest_iterations);
-        }
-        for (number, slot) in self.slots.iter().enumerate() {
-            if slot.active && slot.iterations > max_iterations {
-                return refuse(format!("key slot {number}"), slot.iterations);
-            }
+        check("the digest of the key", self.digest_iterations, DIGEST_BYTES)?;
+        for (number, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.active) {
+            check(&format!("key slot {number}"), slot.iterations, self.suite.key_bytes())?;
         }
         Ok(())
     }
@@ -145,7 +146,7 @@ impl LuksHeader {
         let (digest, password) = (self.key_digest(), password.clone());
         let work = move || {
             let key = wrapping.unwrap(&password, material)?;
-            Ok(digest.is_of(&key).then(|| MasterKey::new(key)))
+            Ok(digest.is_of(&key).then(|| MasterKey::new(&key)))
         };
         place.file.local().blocking(work).await
     }

@@ -34,6 +34,17 @@ pub fn take_secret(tree: &mut OptionTree, key: &str, secrets: &Secrets) -> Resul
     }
 }
 
+/// `max-iterations`: the most iterations of a key derivation that are accepted, if it is given.
+///
+/// # Errors
+///
+/// No number of iterations.
+pub fn take_max_iterations(tree: &mut OptionTree) -> Result<Option<u32>> {
+    let most = tree.take_u64_within("max-iterations", 1..=u32::MAX.into()).map_err(invalid)?;
+    // It lies within the range.
+    Ok(most.map(|most| most as u32))
+}
+
 /// What the word at `key` stands for, if it is given.
 pub(crate) fn take_word<T>(
     tree: &mut OptionTree,

@@ -3,7 +3,7 @@
 use super::{CreateEncryption, EncryptionFormat, EncryptionOptions};
 use crate::crypto::Secrets;
 use crate::crypto::luks::LuksCreateOptions;
-use crate::crypto::luks::options::{take_secret, take_word};
+use crate::crypto::luks::options::{take_max_iterations, take_secret, take_word};
 use crate::options::OptionTree;
 use blockplex_graph::{Error, ErrorKind, Result};
 
@@ -12,7 +12,7 @@ fn format_named(name: &str) -> Option<EncryptionFormat> {
 }
 
 impl EncryptionOptions {
-    /// Takes `format` and `key-secret` from the group.
+    /// Takes `format`, `key-secret` and `max-iterations` from the group.
     ///
     /// # Errors
     ///
@@ -21,6 +21,7 @@ impl EncryptionOptions {
         Ok(EncryptionOptions {
             format: take_word(group, "format", format_named)?,
             key: take_secret(group, "key-secret", secrets)?,
+            max_iterations: take_max_iterations(group)?,
             ..EncryptionOptions::default()
         })
     }
