@@ -20,6 +20,8 @@
 //! | Y1 | the dirty bit is durable before refcounts are left out | `assert_may_defer` | `late_refcounts_are_not_written_at_a_flush_and_the_image_is_marked_first`, `a_dirty_bit_that_may_have_gone_is_set_again` |
 //! | Y2 | it goes after a round that left nothing out | `mark_clean` | `late_refcounts_are_an_option_of_the_open_image`, `a_crash_at_any_moment_leaves_a_whole_image` |
 //! | Y3 | what a cut takes back is written in time | the order in `cut_file` | `a_crash_while_space_is_given_back_leaves_a_whole_image`, `a_disk_that_shrinks_gives_its_space_back_and_forgets_what_was_there` |
+//! | Y4 | the count of a new L2 table is written before the entry that names it | `write_refcounts` | `late_refcounts_are_not_written_at_a_flush_and_the_image_is_marked_first` |
+//! | Y5 | the dirty bit stands over work whose middle is not whole | `hold_mark` | `a_crash_leaves_the_old_state_or_the_new_one` |
 //! | H1 | the size is published first, then ranges are locked | `check_inside` | `a_write_that_was_admitted_before_leaves_nothing_past_the_new_end`, `a_disk_that_shrinks_and_grows_beside_writers_loses_nothing` |
 //! | H2 | unallocated, then no tables, then the size | `cut_disk` | `a_crash_while_space_is_given_back_leaves_a_whole_image`, `a_failed_change_of_the_size_leaves_a_whole_image` |
 //! | H3 | empty blocks leave the table durably before their clusters are used | the order in `cut_file` | `a_crash_while_refcount_blocks_go_leaves_a_whole_image` |
@@ -29,6 +31,7 @@
 //! | N2 | counts before names | the order in `count_and_name`, `switch_disk` | `a_crash_leaves_the_old_state_or_the_new_one` |
 //! | N3 | one write of one sector switches | `switch_header` | `a_crash_leaves_the_old_state_or_the_new_one` |
 //! | N4 | what fails before the switch is undone | the order in `count_and_name` | `a_failure_at_any_operation_harms_nothing`, `a_snapshot_that_fails_leaves_no_references` |
+//! | N5 | while flags and counts disagree there is the dirty bit | `hold_mark` | `a_crash_leaves_the_old_state_or_the_new_one` |
 //! | ME1 | no tables, durably, then no counts | `empty_at_once` | `a_crash_while_space_is_given_back_leaves_a_whole_image` |
 //! | ME2 | step by step where others use clusters | `is_all_disk` | `an_image_that_is_made_empty_holds_nothing_and_is_small` |
 //! | PK1 | a compressed cluster counts in each host cluster that it touches | the order in `free_entry` | `the_peer_reads_what_was_written_compressed_and_its_images_are_no_smaller`, `clusters_that_share_a_host_cluster_go_one_by_one` |
