@@ -96,7 +96,7 @@ fn the_library_opens_nothing_outside_of_the_grant() {
     let (sandbox, witness) = two_directories();
     let gates = [
         OpenGate::deny_all(),
-        OpenGate::deny_all().allow_directory(&sandbox.at("granted")).expect("a directory"),
+        OpenGate::deny_all().allow_directory(sandbox.at("granted")).expect("a directory"),
     ];
     for name in names(&sandbox) {
         let mut images = vec![with_data_file(&name)];
