@@ -58,16 +58,16 @@
 //! | I3 | an image whose metadata is in doubt is given up, and says so | `check_known` | `a_change_of_the_size_that_fails_half_way_does_not_leave_two_l1_tables`, `a_panic_in_a_write_back_gives_the_image_up`, `a_write_to_a_kept_place_that_was_torn_down_lets_nobody_write_there` |
 //! | OC1 | no write over metadata of another kind | `check_write` | `a_write_of_data_over_a_table_is_refused_and_marks_the_image`, `a_snapshot_that_claims_the_disks_l1_table_stops_the_first_change_of_it` |
 //! | U1 | no bit of a neighbour is lost | the type `SliceEditor` | `neighbours_in_one_cluster_do_not_lose_each_others_bits` |
-//! | U2 | a write in a cluster's own place fills to the borders of new subclusters, and no further | the order in `fill_of` | `copy_on_write_ends_at_the_borders_of_subclusters`, `any_workload_on_subclusters_leaves_what_the_peer_reads` |
+//! | U2 | a write in a cluster's own place fills to the borders of new subclusters, and no further | the order in `fill_of` | `copy_on_write_ends_at_the_borders_of_subclusters`, `a_write_into_new_subclusters_leaves_those_beside_them_to_others` |
 //! | U3 | a new place takes over all allocated subclusters | `commit_extended` | `any_workload_on_subclusters_leaves_what_the_peer_reads` |
 //! | U4 | a cluster in which nothing is allocated may keep its place | `own_place` | `any_workload_on_subclusters_leaves_what_the_peer_reads` |
 //! | X1 | an entry names its own offset in the data file | `slice` | `an_entry_that_names_another_place_is_damage` |
-//! | X2 | the data file ends where the disk ends | `writable_tail`, `prepare_data` | `any_workload_leaves_what_the_peer_reads`, `a_late_write_behind_the_end_of_a_data_file_does_not_come_back` |
+//! | X2 | the data file ends where the disk ends | `writable_tail`, `prepare_data` | `a_write_to_the_last_cluster_leaves_the_data_file_as_long_as_the_disk`, `a_late_write_behind_the_end_of_a_data_file_does_not_come_back` |
 //! | X3 | a raw data file reads like the disk | the order in `erase_step` | `a_raw_data_file_is_zeroed_before_its_entries`, `a_crash_with_a_data_file_leaves_a_whole_image` |
 //! | X4 | holes come before entries, under the lock of the range | the order in `erase_step` | `a_late_hole_does_not_hit_what_is_written_to_the_same_place` |
 //! | X5 | the data file is flushed before an entry is written | the order in `write_work` | `the_data_file_is_flushed_before_an_entry_is_written`, `a_crash_with_a_data_file_leaves_a_whole_image` |
 //! | EN1 | places hold ciphertext in all sectors | `zeros_are_zeros` | `zeros_are_zeros_wherever_they_come_from`, `the_peer_reads_what_was_written_here` |
-//! | EN2 | sectors are numbered by their place, or by the disk's | `numbered_by` | `copies_of_shared_and_backing_clusters_are_decrypted_by_the_old_place_and_encrypted_by_the_new` |
+//! | EN2 | sectors are numbered by their place, or by the disk's | `numbered_by` | `copies_of_shared_and_backing_clusters_are_decrypted_by_the_old_place_and_encrypted_by_the_new`, `the_peer_reads_what_was_written_here` |
 //! | EN3 | a key is known to be right before it is used | `unlock` | `without_a_key_nothing_is_opened_but_metadata`, `a_wrong_password_opens_nothing` |
 //! | EN4 | requests are whole sectors | `limits` | `suites_and_large_requests_read_back` |
 //! | P1 | bitmaps are marked as in use before the first write | the order in `prepare_for_writing` | `after_a_crash_no_bitmap_misses_a_write`, `what_a_writer_did_not_store_can_only_be_removed` |

@@ -345,3 +345,23 @@ fn a_late_write_behind_the_end_of_a_data_file_does_not_come_back() {
         pair.judge(&scratch, &model, raw);
     }
 }
+
+/// X2: the rest of the last cluster is zeros in the image only.
+#[test]
+fn a_write_to_the_last_cluster_leaves_the_data_file_as_long_as_the_disk() {
+    let scratch = Scratch::new();
+    for raw in [false, true] {
+        let size = (1 << 20) + 1536;
+        let options = CreateOptions { data_file_raw: raw, ..CreateOptions::new(size) };
+        let pair = Pair::new(&scratch, options);
+        let mut rig = pair.rig();
+        rig.request(Request::discard(1 << 20, 1536)).unwrap();
+        rig.write((1 << 20) + 512, &[3; 512]);
+        rig.flush();
+        assert_eq!(pair.data.length(), size, "raw {raw}");
+        rig.close();
+        let mut model = vec![0; size as usize];
+        model[(1 << 20) + 512..][..512].fill(3);
+        pair.judge(&scratch, &model, raw);
+    }
+}

@@ -1,6 +1,7 @@
 //! Extended L2 entries, in both directions with the peer.
 
 use super::basics::pattern;
+use super::concurrency::{hold, settle, write};
 use super::crash::Random;
 use crate::qcow2::header::Version;
 use crate::qcow2::testing::Scratch;
@@ -9,6 +10,7 @@ use crate::qcow2::testing::volume::{Event, Volume};
 use crate::qcow2::{CreateOptions, create};
 use blockplex_graph::{ErrorKind, Preallocation, Queue, Request};
 use blockplex_io::buffer::{IoBuffer, IoVector};
+use std::sync::atomic::Ordering;
 
 const SIZE: u64 = 3 << 19;
 
@@ -309,4 +311,33 @@ fn preallocation_with_subclusters_hides_nothing() {
     volume.save(&path);
     scratch.check_clean(&path);
     assert!(scratch.contents(&path) == model);
+}
+
+/// U2: while a write fills new subclusters of a cluster, those beside them are written in place, a
+/// part of the same sector's neighbour included.
+#[test]
+fn a_write_into_new_subclusters_leaves_those_beside_them_to_others() {
+    let scratch = Scratch::new();
+    // Subclusters of 2 KiB.
+    let volume = Volume::from_file(&scratch.create("extended_l2=on,cluster_size=64k", "1M"));
+    let mut rig = Rig::writable(&volume);
+    rig.write(0, &[1; 2048]);
+    rig.write(4096, &[1; 2048]);
+    rig.flush();
+    let held = hold(&volume, |event| matches!(event, Event::Write(_, bytes) if bytes.contains(&9)));
+    rig.run(async |queue| {
+        // From the middle of the first over the second, which is new, to the middle of the third.
+        let stuck = queue.request(write(1024, 4096, 9));
+        settle().await;
+        queue.request(write(0, 1024, 5)).await.result.unwrap();
+        queue.request(write(5120, 1024, 6)).await.result.unwrap();
+        held.store(false, Ordering::Relaxed);
+        stuck.await.result.unwrap();
+    });
+    let expected = [[5; 1024].as_slice(), &[9; 4096], &[6; 1024], &[0; 2048]].concat();
+    assert_eq!(rig.read(0, 8192), expected);
+    rig.close();
+    let path = scratch.path();
+    volume.save(&path);
+    scratch.check_clean(&path);
 }
