@@ -463,11 +463,12 @@ fn a_request_that_lasts_does_not_make_others_flush() {
         let memory = IoVector::zeroed(512);
         let late = queue.request(Request::read(0, memory.clone()));
         settle().await;
-        // Every other cluster, so that none of the freed ones are neighbours.
+        // Every other one of the clusters, here and in the file, so that none of the freed ones are
+        // neighbours.
         for round in 0..2 {
             for cluster in 1..2000_u64 {
                 let at = cluster * 1024 % (2 << 20);
-                queue.request(write(at, 512, round + 2)).await.result.unwrap();
+                queue.request(write(at, 1024, round + 2)).await.result.unwrap();
                 queue.request(Request::discard(at, 512)).await.result.unwrap();
             }
         }

@@ -10,7 +10,7 @@ fn number(bytes: &[u8], at: u64) -> u64 {
 }
 
 /// The writes of a journal that touch a range of the file, as indices.
-fn writes(journal: &[Event], start: u64, length: u64) -> Vec<usize> {
+pub(super) fn writes(journal: &[Event], start: u64, length: u64) -> Vec<usize> {
     let touches = |event: &Event| match event {
         Event::Write(at, bytes) => *at < start + length && start < at + bytes.len() as u64,
         Event::Zero(at, count) => *at < start + length && start < at + count,
@@ -20,7 +20,7 @@ fn writes(journal: &[Event], start: u64, length: u64) -> Vec<usize> {
 }
 
 /// Demands a flush between what stands at `first` in the journal and what stands at `then`.
-fn flushed_between(journal: &[Event], first: usize, then: usize, what: &str) {
+pub(super) fn flushed_between(journal: &[Event], first: usize, then: usize, what: &str) {
     assert!(first < then, "{what}: {first} comes after {then}");
     let flushed = journal[first..then].contains(&Event::Flush);
     assert!(flushed, "{what}: no flush between {first} and {then}: {journal:?}");

@@ -326,8 +326,9 @@ fn a_write_into_new_subclusters_leaves_those_beside_them_to_others() {
     rig.flush();
     let held = hold(&volume, |event| matches!(event, Event::Write(_, bytes) if bytes.contains(&9)));
     rig.run(async |queue| {
-        // From the middle of the first over the second, which is new, to the middle of the third.
-        let stuck = queue.request(write(1024, 4096, 9));
+        // From the middle of the first over the second, which is new, to the middle of the third; as
+        // one piece, since it is to be durable.
+        let stuck = queue.request(write(1024, 4096, 9).fua());
         settle().await;
         queue.request(write(0, 1024, 5)).await.result.unwrap();
         queue.request(write(5120, 1024, 6)).await.result.unwrap();
