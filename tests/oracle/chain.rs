@@ -149,3 +149,20 @@ fn a_commit_that_fails_says_why() {
     assert_eq!(pair.run("qemu-img commit top").status, 1);
     pair.same_image("base", "qcow2");
 }
+
+/// With a data file the metadata's write fails, at the end.
+#[test]
+fn a_commit_that_fails_at_its_end_says_why() {
+    let pair = Pair::trusting();
+    pair.given("qemu-img create -q -f qcow2 -o data_file=data base 1M");
+    let description = "json:{'driver':'qcow2','file':{'driver':'blkdebug','inject-error':[{'event':\
+                       'none','iotype':'write','errno':28}],'image':{'driver':'file','filename':\
+                       'base'}}}";
+    pair.run_words(&["qemu-img", "create", "-f", "qcow2", "-b", description, "-F", "qcow2", "top"]);
+    pair.run_words(&["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 64k", "top"]);
+    let ours = pair.ours_says("qemu-img commit top");
+    assert!(
+        ours.0 == 1 && ours.1.contains("Block job failed: No space left on device"),
+        "{ours:?}"
+    );
+}

@@ -109,3 +109,23 @@ fn corrupt_entries_are_told_in_the_same_words() {
         io(&pair, "a", &["write 0 512"]);
     }
 }
+
+#[test]
+fn snapshots_with_tables_that_make_no_sense_are_refused_in_the_same_words() {
+    let pair = Pair::new();
+    pair.given("qemu-img create -q -f qcow2 a 64M");
+    pair.given_words(&["qemu-io", "-f", "qcow2", "-c", "write 0 64k", "a"].map(str::to_owned));
+    pair.given("qemu-img snapshot -c one a");
+    let table = u64::from_be_bytes(pair.peek("a", 64, 8).try_into().unwrap());
+    let good = pair.peek("a", table, 12);
+    for bad in [[0, 0, 0, 0, 0, 0x40, 2, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0x40, 0, 0, 0x10, 0, 0, 0]]
+    {
+        pair.poke("a", table, &bad);
+        pair.run("qemu-img convert -l one -O raw a b");
+        pair.run("qemu-img snapshot -a one a");
+        pair.run("qemu-img snapshot -d one a");
+        pair.run("qemu-img snapshot -l a");
+    }
+    pair.poke("a", table, &good);
+    assert_eq!(pair.run("qemu-img snapshot -d one a").status, 0);
+}

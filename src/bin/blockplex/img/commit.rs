@@ -293,7 +293,9 @@ fn copy_down(
         Failure::new(format!("Block job failed: {}", reason.unwrap_or_else(|| error.to_string())))
     })?;
     // The overlay is emptied next.
-    base.disk().flush()?;
+    base.disk()
+        .flush()
+        .map_err(|error| Failure::new(format!("Block job failed: {}", strerror(error.errno()))))?;
     Ok(())
 }
 

@@ -76,13 +76,13 @@ fn run(tool: &mut Tool, words: Vec<String>) -> Result<u8, Failure> {
     let write = !matches!(action, Action::List);
     let options = ImageOpenOptions { write, unmap: true, ..source.open_options(&filename)? };
     let image = tool.open(&options)?;
-    let result = act(&image, action);
+    let result = act(tool, &image, action);
     let closed = image.close();
     result.and(closed)?;
     Ok(DONE)
 }
 
-fn act(image: &Image, action: Action) -> Result<(), Failure> {
+fn act(tool: &Tool, image: &Image, action: Action) -> Result<(), Failure> {
     let (layer, node) = (image.layer(), image.root);
     let all = |name: &str| SnapshotSelector::Name(name.as_bytes().to_vec());
     let (verb, name, result) = match action {
@@ -107,6 +107,15 @@ fn act(image: &Image, action: Action) -> Result<(), Failure> {
     match result {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => {
+            if verb == "apply" && describe(&error).starts_with("Snapshot L1 table ") {
+                // What is wrong with it comes first, in a line of its own.
+                tool.report(describe(&error));
+                let number = if describe(&error).ends_with("too large") { EFBIG } else { EINVAL };
+                return Err(Failure::new(format!(
+                    "Could not apply snapshot '{name}': Failed to load snapshot: {}",
+                    strerror(number)
+                )));
+            }
             let text = format!("Could not {verb} snapshot '{name}': {}", reason(verb, &error));
             Err(Failure::new(text))
         }
@@ -126,6 +135,10 @@ fn list(image: &Image) {
         println!("{}", snapshot_list::row(&snapshot.entry));
     }
 }
+
+/// The numbers of errors of a snapshot's table: it is too large, and anything else.
+const EFBIG: i32 = 27;
+const EINVAL: i32 = 22;
 
 fn reason(verb: &str, error: &Error) -> String {
     match error.kind() {

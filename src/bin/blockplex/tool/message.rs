@@ -60,6 +60,12 @@ pub fn describe(error: &Error) -> String {
     if text.ends_with("this is not a qcow2 image") {
         text = "Image is not in qcow2 format".to_owned();
     }
+    if text.contains("its L1 table offset ") && text.ends_with(" is no cluster of the file") {
+        text = "Snapshot L1 table offset invalid".to_owned();
+    }
+    if text.contains("its L1 table of ") && text.contains(" entries exceeds ") {
+        text = "Snapshot L1 table too large".to_owned();
+    }
     if let Some(sentence) = header::sentence(&text) {
         text = sentence;
     }
