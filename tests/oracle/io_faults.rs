@@ -150,16 +150,19 @@ fn wrong_options_are_refused() {
 /// The second write would fail.
 #[test]
 fn a_zero_cluster_among_data_is_written_with_its_neighbours_at_once() {
-    let pair = images();
-    pair.run_words(&["qemu-io", "-f", "qcow2", "-c", "write -P 2 0 192k", "q"]);
-    pair.run_words(&["qemu-io", "-f", "qcow2", "-c", "write -z 64k 64k", "q"]);
-    let map = || pair.run("qemu-img map --output=json q");
-    map();
-    let options = "set-state.0.event=write_aio set-state.0.new_state=2 \
-                   inject-error.0.event=write_aio inject-error.0.state=2";
-    assert_eq!(faulty(&pair, QCOW2, options, "write -P 3 0 192k"), 0);
-    map();
-    pair.same_image("q", "qcow2");
+    for extended in ["off", "on"] {
+        let pair = Pair::new();
+        pair.run(&format!("qemu-img create -f qcow2 -o extended_l2={extended} q 1M"));
+        pair.run_words(&["qemu-io", "-f", "qcow2", "-c", "write -P 2 0 192k", "q"]);
+        pair.run_words(&["qemu-io", "-f", "qcow2", "-c", "write -z 64k 64k", "q"]);
+        let map = || pair.run("qemu-img map --output=json q");
+        map();
+        let options = "set-state.0.event=write_aio set-state.0.new_state=2 \
+                       inject-error.0.event=write_aio inject-error.0.state=2";
+        assert_eq!(faulty(&pair, QCOW2, options, "write -P 3 0 192k"), 0);
+        map();
+        pair.same_image("q", "qcow2");
+    }
 }
 
 #[test]

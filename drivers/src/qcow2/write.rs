@@ -171,8 +171,7 @@ impl Qcow2 {
         // to be one write with zero clusters must be covered.
         let covered = |number: u64| {
             let end = position.in_cluster + length;
-            !self.geometry.extended_l2()
-                && (number > 0 || position.in_cluster == 0)
+            (number > 0 || position.in_cluster == 0)
                 && (number + 1) << self.geometry.cluster_bits() <= end
         };
         let mut count = 1;
