@@ -48,6 +48,7 @@ pub(crate) struct Opener<'a> {
     probing: bool,
     image_alone: bool,
     metadata_only: bool,
+    whole_sectors: bool,
     chain: ChainGuard,
     nodes: Vec<NodeId>,
     images: Vec<(NodeId, ImagePlace)>,
@@ -86,6 +87,7 @@ impl<'a> Opener<'a> {
         let probing = options.probes_formats();
         let image_alone = options.is_image_alone();
         let metadata_only = options.is_metadata_only();
+        let whole_sectors = options.has_whole_sectors();
         let (tree, gate, secrets) = options.into_parts();
         let mut opener = Opener {
             layer,
@@ -95,6 +97,7 @@ impl<'a> Opener<'a> {
             probing,
             image_alone,
             metadata_only,
+            whole_sectors,
             chain: ChainGuard::new(),
             nodes: Vec::new(),
             images: Vec::new(),

@@ -29,6 +29,7 @@ pub struct OpenOptions {
     probe_formats: bool,
     image_alone: bool,
     metadata_only: bool,
+    whole_sectors: bool,
 }
 
 impl OpenOptions {
@@ -108,6 +109,19 @@ impl OpenOptions {
         self
     }
 
+    /// Has raw disks end with a whole sector of 512 bytes, as the peer's do: what the file lacks of
+    /// it reads as zeros, and comes to be when it is written. Otherwise a raw disk has the bytes
+    /// that its file has.
+    #[must_use]
+    pub fn whole_sectors(mut self) -> OpenOptions {
+        self.whole_sectors = true;
+        self
+    }
+
+    pub(crate) fn has_whole_sectors(&self) -> bool {
+        self.whole_sectors
+    }
+
     pub(crate) fn is_metadata_only(&self) -> bool {
         self.metadata_only
     }
@@ -145,6 +159,7 @@ impl From<OptionTree> for OpenOptions {
             probe_formats: false,
             image_alone: false,
             metadata_only: false,
+            whole_sectors: false,
         }
     }
 }

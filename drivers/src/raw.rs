@@ -14,12 +14,16 @@ use blockplex_io::lock::CoMutex;
 
 /// The index of the only child.
 const FILE: usize = 0;
+/// What the peer's disks are multiples of.
+const SECTOR: u64 = 512;
 
 /// The `raw` driver.
 #[derive(Debug, Default)]
 pub struct Raw {
     offset: u64,
     size: Option<u64>,
+    /// Without a size, the disk ends with a whole sector.
+    whole_sectors: bool,
     /// Present: the first sector is guarded; one write to it at a time.
     guard: Option<CoMutex<()>>,
 }
@@ -36,12 +40,18 @@ impl Raw {
             );
             return Err(Error::new(ErrorKind::InvalidArgument, text));
         }
-        Ok(Raw { offset, size, guard: None })
+        Ok(Raw { offset, size, ..Raw::default() })
     }
 
     /// A whole file that a probe took for raw.
     pub fn guarded() -> Raw {
         Raw { guard: Some(CoMutex::new(())), ..Raw::default() }
+    }
+
+    /// The same with a disk that ends with a whole sector of 512 bytes, whatever its file does.
+    #[must_use]
+    pub fn with_whole_sectors(self) -> Raw {
+        Raw { whole_sectors: true, ..self }
     }
 
     /// Whether writes must leave the first sector looking raw.
@@ -131,7 +141,12 @@ impl Driver for Raw {
     fn length(&self, node: &NodeView) -> u64 {
         let file = node.child(FILE).map_or(0, |file| file.length());
         let rest = file.saturating_sub(self.offset);
-        self.size.map_or(rest, |size| size.min(rest))
+        match self.size {
+            Some(size) => size.min(rest),
+            // Files are below 2^63 bytes.
+            None if self.whole_sectors => rest.next_multiple_of(SECTOR),
+            None => rest,
+        }
     }
 
     fn allocated_bytes(&self, node: &NodeView) -> Option<u64> {

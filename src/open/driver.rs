@@ -199,6 +199,7 @@ impl Opener<'_> {
         let length = self.layer.graph().topology().node(file.id).map_or(0, |view| view.length());
         let guarded = probed && !options.read_only && window == (0, None);
         let driver = if guarded { Raw::guarded() } else { Raw::new(window.0, window.1, length)? };
+        let driver = if self.whole_sectors { driver.with_whole_sectors() } else { driver };
         let id = self.add(name, Box::new(driver), options, &[(Role::File, file.id)]).await?;
         // An overlay could only name the whole file, not a window of it.
         if let Some(path) = file.path.as_ref().filter(|_| window == (0, None)) {

@@ -6,7 +6,7 @@ use crate::crypto::hash::HashAlgorithm;
 use crate::crypto::iv::IvAlgorithm;
 use crate::crypto::secret::{Secret, Secrets};
 use crate::crypto::sectors::CipherMode;
-use crate::options::{OptionError, OptionTree};
+use crate::options::{OptionError, OptionTree, Value};
 use blockplex_graph::{Error, ErrorKind, Result};
 use std::time::Duration;
 
@@ -69,11 +69,20 @@ impl LuksCreateOptions {
     ///
     /// # Errors
     ///
-    /// A value that is not known; no `key-secret`, or one that names no secret.
+    /// A value that is not known; no `key-secret`, or one that names no secret, or none that is
+    /// text.
     pub fn take(tree: &mut OptionTree, secrets: &Secrets, prefix: &str) -> Result<Self> {
+        let id = match tree.get("key-secret") {
+            Some(Value::String(id)) => id.escape_default().to_string(),
+            _ => String::new(),
+        };
         let password = take_secret(tree, "key-secret", secrets)?.ok_or_else(|| {
             refusal(format!("Parameter '{prefix}key-secret' is required for cipher"))
         })?;
+        // The peer could never open it.
+        if std::str::from_utf8(password.bytes()).is_err() {
+            return Err(refusal(format!("Data from secret {id} is not valid UTF-8")));
+        }
         let mut options = LuksCreateOptions::new(password);
         let suite = &mut options.suite;
         let algorithm = take_word(tree, "cipher-alg", CipherAlgorithm::by_name)?;
