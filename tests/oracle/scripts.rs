@@ -374,3 +374,52 @@ fn a_filter_on_top_has_the_names_of_what_is_below() {
         "qemu-img map --image-opts driver=blkdebug,image.driver=qcow2,image.file.filename=top",
     );
 }
+
+#[test]
+fn a_raw_disk_ends_with_a_whole_sector() {
+    let pair = Pair::new();
+    for bytes in ["320", "1", "4609"] {
+        pair.given("truncate -s 0 disk");
+        pair.given(&format!("truncate -s {bytes} disk"));
+        for command in ["info", "map --output=json", "map", "measure -O qcow2"] {
+            pair.run(&format!("qemu-img {command} -f raw disk"));
+        }
+        io(&pair, "-r -f raw disk", "length\nread -P 0 0 512\nread -v 300 100\nread 300 10k");
+        pair.run("qemu-img convert -f raw -O qcow2 disk copy");
+        pair.same_image("copy", "qcow2");
+        pair.run("qemu-img compare -f raw -F qcow2 disk copy");
+        pair.run("qemu-img dd -f raw -O raw if=disk of=other bs=100");
+        pair.run("qemu-img info -f raw other");
+        io(&pair, "-f raw disk", "write -P 5 100 300\nlength\nread -P 5 100 300\nwrite -z 0 512");
+        pair.run("qemu-img map --output=json -f raw disk");
+        pair.run("qemu-img resize -f raw disk +0");
+        pair.run("qemu-img info -f raw disk");
+    }
+}
+
+#[test]
+fn of_an_option_that_is_given_twice_the_last_counts() {
+    let pair = Pair::new();
+    pair.given("qemu-img create -q -f qcow2 disk 1M");
+    pair.given("qemu-img create -q -f raw a,b=c 2M");
+    pair.run("qemu-img map --image-opts driver=raw,file.filename=nowhere,driver=qcow2,file.filename=disk");
+    pair.run("qemu-img info --image-opts driver=raw,file.filename=disk,file.filename=a,,b=c");
+    let open = "open -o driver=raw,driver=qcow2,lazy-refcounts=foo,lazy-refcounts=on disk";
+    pair.run_words(&["qemu-io", "-c", open, "-c", "length"]);
+    let json = "json:{\"driver\": \"raw\", \"driver\": \"qcow2\", \"file.filename\": \"disk\"}";
+    assert_eq!(pair.run_theirs(&["qemu-img", "info", json]).status.code(), Some(1));
+    assert_eq!(pair.run_ours(&["qemu-img", "info", json]).status.code(), Some(1));
+}
+
+#[test]
+fn a_password_that_is_no_text_makes_no_image() {
+    let pair = Pair::new();
+    for options in
+        ["-f luks -o key-secret=s", "-f qcow2 -o encrypt.format=luks,encrypt.key-secret=s"]
+    {
+        let secret = "--object secret,id=s,data=/w==,format=base64";
+        let answer = pair.run(&format!("qemu-img create {secret} {options} disk 1M"));
+        assert_eq!(answer.status, 1);
+        pair.run("qemu-img info disk");
+    }
+}

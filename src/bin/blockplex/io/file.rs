@@ -9,7 +9,7 @@ use blockplex::io::engine::EngineChoice;
 use super::command::{Status, usage};
 use super::session::{OpenFile, Session};
 use crate::tool::getopt::{Opt, Parser, short, short_with};
-use crate::tool::open::{CacheMode, Image, ImageOpenOptions};
+use crate::tool::open::{CacheMode, Image, ImageOpenOptions, last_of_each};
 use crate::tool::{Failure, wait};
 
 const OPEN: &[Opt] = &[
@@ -289,7 +289,7 @@ fn flatten_value(value: &Value, name: &str, words: &mut Vec<String>) {
 
 /// Options `key=value,…` by their dotted names.
 fn parse_options(text: &str) -> Result<(OptionTree, Vec<(String, String)>), Failure> {
-    let tree = OptionTree::from_keyval(text, None);
+    let tree = OptionTree::from_keyval(&last_of_each(text), None);
     let tree = tree.map_err(|error| Failure::new(error.to_string()))?;
     let mut words = Vec::new();
     flatten(&tree, "", &mut words);

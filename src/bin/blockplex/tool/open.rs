@@ -97,7 +97,7 @@ impl ImageOpenOptions {
     }
 
     fn tree_of_options(&self) -> Result<OptionTree, Failure> {
-        let tree = OptionTree::from_keyval(&self.filename, Some("file"))
+        let tree = OptionTree::from_keyval(&last_of_each(&self.filename), Some("file"))
             .map_err(|error| Failure::new(error.to_string()))?;
         if !tree.contains("driver") && !tree.contains("file") {
             return Err(Failure::new("Must specify either driver or file"));
@@ -185,7 +185,8 @@ impl ImageOpenOptions {
         let mut options = OpenOptions::from(tree)
             .gate(tool.gate(directory.as_deref())?)
             .secrets(tool.secrets.clone())
-            .probe_formats();
+            .probe_formats()
+            .whole_sectors();
         if self.image_alone {
             options = options.image_alone();
         }
@@ -219,6 +220,32 @@ impl ImageOpenOptions {
         }
         Ok(options)
     }
+}
+
+/// Options `key=value,…` of which the last of each key counts, as QEMU's tools take them. (The
+/// library refuses a key that is given twice.)
+pub fn last_of_each(options: &str) -> String {
+    let mut pairs: Vec<&str> = Vec::new();
+    let (mut start, mut at) = (0, 0);
+    while let Some(comma) = options.get(at..).and_then(|rest| rest.find(',')) {
+        let end = at + comma;
+        if options.get(end + 1..).is_some_and(|rest| rest.starts_with(',')) {
+            // A comma within a value.
+            at = end + 2;
+            continue;
+        }
+        pairs.extend(options.get(start..end));
+        (start, at) = (end + 1, end + 1);
+    }
+    pairs.extend(options.get(start..));
+    let key = |pair: &&str| pair.split_once('=').map(|(key, _)| key.to_owned());
+    let last = |index: usize, pair: &&str| {
+        let wanted = key(pair);
+        let mut later = pairs.iter().skip(index + 1);
+        wanted.is_none() || !later.any(|other| key(other) == wanted)
+    };
+    let kept = pairs.iter().enumerate().filter(|(index, pair)| last(*index, pair));
+    kept.map(|(_, pair)| *pair).collect::<Vec<_>>().join(",")
 }
 
 /// A file below a format may be given by its name alone: then it is the driver for what is there.
