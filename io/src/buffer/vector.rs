@@ -19,34 +19,45 @@ use std::ptr;
 /// from it and never makes a Rust reference to it.
 pub unsafe trait StableMemory: Send + Sync {}
 
+/// Pieces that a list has without an allocation of its own.
+const FEW: usize = 4;
+
 #[derive(Clone)]
 enum Keep {
-    Nothing,
     Block(Arc<Block>),
-    Memory(#[expect(dead_code, reason = "as above")] Arc<dyn StableMemory>),
-    Several(#[expect(dead_code, reason = "as above")] Arc<[Keep]>),
+    Memory(#[expect(dead_code, reason = "held, not read")] Arc<dyn StableMemory>),
+    Several(#[expect(dead_code, reason = "held, not read")] Box<[IoVector]>),
 }
 
-/// A scatter list of bytes, with what keeps them alive. Cloning shares the memory.
+/// A scatter list of bytes, with what keeps them alive. Cloning shares the memory and the list.
+///
+/// One pointer wide: requests and completions carry it from place to place, and what was written
+/// to memory word by word is slow to copy. The price is an allocation when it is made; who uses
+/// the vectors that come back with completions again allocates nothing.
 ///
 /// Positions and lengths are bytes. Copies beyond the end panic: lengths are always known to the
 /// caller, never taken from input.
-#[derive(Clone)]
-pub struct IoVector {
+#[derive(Clone, Default)]
+pub struct IoVector(Option<Arc<List>>);
+
+struct List {
     keep: Keep,
-    pieces: SmallVec<[libc::iovec; 1]>,
+    pieces: SmallVec<[libc::iovec; FEW]>,
     length: usize,
 }
 
 // SAFETY: the pieces point into memory that `keep` keeps valid from any thread (`Block` and
 // `StableMemory` are Send + Sync), and are only used for raw copies and system calls.
-unsafe impl Send for IoVector {}
+unsafe impl Send for List {}
 // SAFETY: as above.
-unsafe impl Sync for IoVector {}
+unsafe impl Sync for List {}
 
-impl Default for IoVector {
-    fn default() -> IoVector {
-        IoVector::empty()
+impl List {
+    fn of(keep: Keep, pieces: impl Iterator<Item = libc::iovec>) -> List {
+        let pieces: SmallVec<[libc::iovec; FEW]> =
+            pieces.filter(|piece| piece.iov_len > 0).collect();
+        let length = pieces.iter().map(|piece| piece.iov_len).sum();
+        List { keep, pieces, length }
     }
 }
 
@@ -54,18 +65,18 @@ impl From<IoBuffer> for IoVector {
     fn from(buffer: IoBuffer) -> IoVector {
         let (block, length) = buffer.into_block();
         let piece = libc::iovec { iov_base: block.start().cast(), iov_len: length };
-        let mut pieces = SmallVec::new();
-        if length > 0 {
-            pieces.push(piece);
-        }
-        IoVector { keep: Keep::Block(block), pieces, length }
+        IoVector::of(Keep::Block(block), std::iter::once(piece))
     }
 }
 
 impl IoVector {
+    fn of(keep: Keep, pieces: impl Iterator<Item = libc::iovec>) -> IoVector {
+        IoVector(Some(Arc::new(List::of(keep, pieces))))
+    }
+
     /// A vector of no bytes, for requests without data.
-    pub fn empty() -> IoVector {
-        IoVector { keep: Keep::Nothing, pieces: SmallVec::new(), length: 0 }
+    pub const fn empty() -> IoVector {
+        IoVector(None)
     }
 
     /// A zeroed vector of `length` bytes in one aligned piece.
@@ -80,10 +91,7 @@ impl IoVector {
     /// Each piece lies wholly in memory for which `memory` keeps the promises of
     /// [`StableMemory`].
     pub unsafe fn from_memory(memory: Arc<dyn StableMemory>, pieces: &[libc::iovec]) -> IoVector {
-        let pieces: SmallVec<[libc::iovec; 1]> =
-            pieces.iter().filter(|piece| piece.iov_len > 0).copied().collect();
-        let length = pieces.iter().map(|piece| piece.iov_len).sum();
-        IoVector { keep: Keep::Memory(memory), pieces, length }
+        IoVector::of(Keep::Memory(memory), pieces.iter().copied())
     }
 
     /// Points a vector over an embedder's memory at other pieces of the same memory. The list's
@@ -94,37 +102,44 @@ impl IoVector {
     ///
     /// As for [`IoVector::from_memory`], with the memory that the vector was made with.
     pub unsafe fn set_pieces(&mut self, pieces: &[libc::iovec]) {
-        self.pieces.clear();
-        self.pieces.extend(pieces.iter().filter(|piece| piece.iov_len > 0).copied());
-        self.length = self.pieces.iter().map(|piece| piece.iov_len).sum();
+        let Some(shared) = &mut self.0 else { return };
+        match Arc::get_mut(shared) {
+            Some(list) => {
+                list.pieces.clear();
+                list.pieces.extend(pieces.iter().filter(|piece| piece.iov_len > 0).copied());
+                list.length = list.pieces.iter().map(|piece| piece.iov_len).sum();
+            }
+            // A clone goes on with the old list.
+            None => *self = IoVector::of(shared.keep.clone(), pieces.iter().copied()),
+        }
     }
 
     /// The vectors' bytes, one after the other, without copying.
     pub fn concatenate(parts: &[IoVector]) -> IoVector {
-        let keep = Keep::Several(parts.iter().map(|part| part.keep.clone()).collect());
-        let pieces = parts.iter().flat_map(|part| part.pieces.iter().copied()).collect();
-        IoVector { keep, pieces, length: parts.iter().map(|part| part.length).sum() }
+        let pieces = parts.iter().flat_map(|part| part.iovecs().iter().copied());
+        IoVector::of(Keep::Several(parts.into()), pieces)
     }
 
     /// Its length in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
-        self.length
+        self.0.as_ref().map_or(0, |list| list.length)
     }
 
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
-        self.length == 0
+        self.len() == 0
     }
 
     /// The pieces, as the kernel wants them. Valid as long as the vector lives.
     pub fn iovecs(&self) -> &[libc::iovec] {
-        &self.pieces
+        self.0.as_ref().map_or(&[], |list| &list.pieces)
     }
 
     /// Whether every piece starts and ends at a multiple of `alignment` bytes (a power of two).
     pub fn is_aligned(&self, alignment: usize) -> bool {
         let mask = alignment - 1;
-        self.pieces.iter().all(|p| (p.iov_base.addr() | p.iov_len) & mask == 0)
+        self.iovecs().iter().all(|p| (p.iov_base.addr() | p.iov_len) & mask == 0)
     }
 
     /// The `length` bytes at `start`, sharing the memory.
@@ -133,13 +148,14 @@ impl IoVector {
         self.for_each_piece(start, length, |base, count| {
             pieces.push(libc::iovec { iov_base: base.cast(), iov_len: count });
         });
-        IoVector { keep: self.keep.clone(), pieces, length }
+        let list = self.0.as_ref();
+        IoVector(list.map(|list| Arc::new(List { keep: list.keep.clone(), pieces, length })))
     }
 
     /// The address of `length` bytes at `start` when they lie in one piece.
     pub fn contiguous(&self, start: usize, length: usize) -> Option<*mut u8> {
         let mut skip = start;
-        for piece in &self.pieces {
+        for piece in self.iovecs() {
             if skip < piece.iov_len {
                 let fits = length <= piece.iov_len - skip;
                 return fits.then(|| piece.iov_base.cast::<u8>().wrapping_add(skip));
@@ -218,34 +234,41 @@ impl IoVector {
 
     /// A copy of all bytes.
     pub fn to_vec(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.length];
+        let mut bytes = vec![0; self.len()];
         self.copy_to_slice(0, &mut bytes);
         bytes
     }
 
     /// The buffer that this vector was made from, when it is whole and nobody else shares it;
     /// otherwise the vector itself.
-    pub fn into_buffer(self) -> Result<IoBuffer, IoVector> {
-        let IoVector { mut keep, pieces, length } = self;
-        if let Keep::Block(block) = &mut keep {
-            let alone = Arc::get_mut(block).is_some();
-            if alone && pieces.iter().all(|piece| piece.iov_base == block.start().cast()) {
-                return Ok(IoBuffer::from_block(block.clone(), length));
+    pub fn into_buffer(mut self) -> Result<IoBuffer, IoVector> {
+        let taken = match self.0.as_mut().and_then(Arc::get_mut) {
+            Some(List { keep: Keep::Block(block), pieces, length }) => {
+                let alone = Arc::get_mut(block).is_some();
+                let whole = pieces.iter().all(|piece| piece.iov_base == block.start().cast());
+                (alone && whole).then(|| (block.clone(), *length))
             }
+            _ => None,
+        };
+        match taken {
+            Some((block, length)) => {
+                drop(self);
+                Ok(IoBuffer::from_block(block, length))
+            }
+            None => Err(self),
         }
-        Err(IoVector { keep, pieces, length })
     }
 
     /// Calls `visit` with each contiguous part of `length` bytes at `start`.
     fn for_each_piece(&self, start: usize, length: usize, mut visit: impl FnMut(*mut u8, usize)) {
         let end = start.checked_add(length);
         assert!(
-            end.is_some_and(|end| end <= self.length),
+            end.is_some_and(|end| end <= self.len()),
             "{length} bytes at {start} lie outside a vector of {} bytes",
-            self.length
+            self.len()
         );
         let (mut skip, mut left) = (start, length);
-        for piece in &self.pieces {
+        for piece in self.iovecs() {
             if left == 0 {
                 break;
             }
@@ -264,8 +287,8 @@ impl IoVector {
 impl std::fmt::Debug for IoVector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("IoVector")
-            .field("length", &self.length)
-            .field("pieces", &self.pieces.len())
+            .field("length", &self.len())
+            .field("pieces", &self.iovecs().len())
             .finish_non_exhaustive()
     }
 }
