@@ -170,6 +170,11 @@ impl Driver for Raw {
         false
     }
 
+    fn passes_transfers(&self, node: &NodeView) -> Option<usize> {
+        let passes = !self.has_window() && !self.is_guarded() && !node.announces();
+        passes.then_some(FILE)
+    }
+
     fn map(&self, node: &NodeView, request: &MapRequest<'_>) -> Map {
         if request.kind == RequestKind::Flush && node.announces() {
             return Map::Async { length: 0 };

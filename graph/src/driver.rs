@@ -207,6 +207,12 @@ pub trait Driver: Any + Send + Sync {
         Box::pin(async move { Err(Error::new(ErrorKind::NotSupported, text)) })
     }
 
+    /// The edge to which it passes every read and write on, as it is and without a pin. Read once
+    /// for each version of the graph: such requests then go by the driver without asking it.
+    fn passes_transfers(&self, _node: &NodeView) -> Option<usize> {
+        None
+    }
+
     /// The driver as a listener to its parents' debug events. Read once for each version of the
     /// graph; nearly no driver listens.
     fn debug_listener(&self) -> Option<&dyn DebugListener> {

@@ -47,7 +47,7 @@ pub(super) async fn prepare(
             align_down(request.offset, mask)..align_up(request.offset + request.length, mask);
         let mode = if aligned { RangeMode::Shared } else { RangeMode::Exclusive };
         let guard = local.view.node().writes.lock(range, mode).await;
-        holds.with(|holds| holds.ranges.push((node, guard.into_token())));
+        holds.with(|holds| holds.add_range(node, guard.into_token()));
     }
     // What is compressed has another length than the data: alignment does not concern it.
     if aligned || request.flags.compressed {

@@ -51,9 +51,9 @@ impl NodeIo {
     pub fn child(&self, edge: usize) -> Result<Child> {
         let local = self.context.view.node(self.index);
         match (local.children.get(edge), local.view.edges().get(edge)) {
-            (Some(index), Some(edge)) => Ok(Child {
+            (Some(local), Some(edge)) => Ok(Child {
                 context: self.context.clone(),
-                index: *index,
+                index: local.child,
                 granted: edge.access.needed,
             }),
             _ => Err(Error::new(ErrorKind::NotFound, format!("the node has no child {edge}"))

@@ -10,30 +10,47 @@ use std::rc::Rc;
 /// Pins of drivers, and ranges of nodes whose writes are ordered.
 #[derive(Default)]
 pub(crate) struct Holds {
-    pub(crate) pins: SmallVec<[(NodeIndex, Pin); 2]>,
-    pub(crate) ranges: SmallVec<[(NodeIndex, RangeToken); 1]>,
+    /// The first pin: nearly no request has another.
+    pin: Option<(NodeIndex, Pin)>,
+    more_pins: Vec<(NodeIndex, Pin)>,
+    ranges: SmallVec<[(NodeIndex, RangeToken); 1]>,
 }
 
 impl Holds {
-    /// Gives everything back. Must come before the view of the request goes.
+    /// Adds the pin that the driver of `node` gave.
     #[inline]
-    pub(crate) fn release(&mut self, view: &QueueView, loop_index: usize) {
-        if !self.is_empty() {
-            self.release_some(view, loop_index);
+    pub(crate) fn add_pin(&mut self, node: NodeIndex, pin: Pin) {
+        if self.pin.is_none() {
+            self.pin = Some((node, pin));
+        } else {
+            self.more_pins.push((node, pin));
         }
     }
 
-    fn release_some(&mut self, view: &QueueView, loop_index: usize) {
-        for (node, pin) in self.pins.drain(..) {
+    /// Adds a range of the writes of `node`.
+    pub(crate) fn add_range(&mut self, node: NodeIndex, token: RangeToken) {
+        self.ranges.push((node, token));
+    }
+
+    /// Gives everything back. Must come before the view of the request goes.
+    #[inline]
+    pub(crate) fn release(&mut self, view: &QueueView, loop_index: usize) {
+        if let Some((node, pin)) = self.pin.take() {
+            view.node(node).view.driver().unpin(loop_index, pin);
+        }
+        if !self.more_pins.is_empty() || !self.ranges.is_empty() {
+            self.release_more(view, loop_index);
+        }
+    }
+
+    #[inline(never)]
+    fn release_more(&mut self, view: &QueueView, loop_index: usize) {
+        for (node, pin) in self.more_pins.drain(..) {
             view.node(node).view.driver().unpin(loop_index, pin);
         }
         for (node, token) in self.ranges.drain(..) {
             view.node(node).view.node().writes.release(token);
         }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.pins.is_empty() && self.ranges.is_empty()
     }
 }
 

@@ -60,9 +60,8 @@ impl Transfer {
     ///
     /// # Safety
     ///
-    /// `vector` and its memory live, and do not move, until `sink` gets the completion. (A vector
-    /// of several pieces keeps its list on the heap; one of a single piece is not referred to,
-    /// just its memory.)
+    /// `vector`, whose list of pieces is on the heap, and its memory live until `sink` gets the
+    /// completion.
     pub(crate) unsafe fn submit(
         &self,
         local: &Local,

@@ -17,9 +17,8 @@ mod table;
 
 pub use self::future::IoFuture;
 
-use self::core::{QueueCore, Started};
+use self::core::QueueCore;
 use self::future::IoState;
-use self::table::Door;
 use super::view::ROOT;
 use crate::block_graph::BlockGraph;
 use crate::error::{Error, ErrorKind};
@@ -53,7 +52,7 @@ impl Queue {
     /// Submits a request; its completion, whatever it is, carries `cookie`. Never waits.
     #[inline]
     pub fn submit(&self, request: Request, cookie: u64) {
-        self.core.start(request, Door::Cookie(cookie));
+        self.core.submit(request, cookie);
     }
 
     /// Takes up to `max` completions, appending them to `into`; gives their number. Never waits.
@@ -78,14 +77,11 @@ impl Queue {
     /// Submits a request and gives its completion as a future. Dropping the future lets the
     /// request run to its end unobserved.
     pub fn request(&self, request: Request) -> IoFuture {
-        match self.core.start(request, Door::Future) {
-            Started::Ended(completion) => {
-                IoFuture { core: self.core.clone(), state: IoState::Ended(Some(completion)) }
-            }
-            Started::Running(index) => {
-                IoFuture { core: self.core.clone(), state: IoState::Running(index) }
-            }
-        }
+        let state = match self.core.request(request) {
+            Ok(completion) => IoState::Ended(Some(completion)),
+            Err(index) => IoState::Running(index),
+        };
+        IoFuture { core: self.core.clone(), state }
     }
 
     /// Requests that have been admitted and have not ended (or, submitted ones, not been reaped).

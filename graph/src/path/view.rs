@@ -1,6 +1,7 @@
 //! The graph as one queue sees it: the nodes that its origin reaches, flattened, so that a request
 //! goes from node to node by index.
 
+use crate::driver::Role;
 use crate::node::{DetectZeroes, DiscardMode, NodeId, NodeView};
 use crate::permission::Permissions;
 use smallvec::SmallVec;
@@ -27,7 +28,12 @@ pub(crate) struct QueueView {
 /// A node, with what the walk needs at hand.
 pub(crate) struct LocalNode {
     pub(crate) view: Arc<NodeView>,
-    pub(crate) children: SmallVec<[NodeIndex; 2]>,
+    pub(crate) children: SmallVec<[LocalEdge; 2]>,
+    /// Where a read or write that comes here is first asked about: past the nodes that pass it on
+    /// as it is. Their lengths are that node's, too.
+    pub(crate) transfers_at: NodeIndex,
+    /// Reads and writes need nothing here before the driver is asked.
+    pub(crate) is_plain: bool,
     /// Offsets and lengths must have none of these bits.
     pub(crate) request_mask: u64,
     /// Addresses must have none of these bits.
@@ -38,6 +44,15 @@ pub(crate) struct LocalNode {
     pub(crate) ignores_discard: bool,
     pub(crate) ignores_flush: bool,
     pub(crate) detects_zeroes: bool,
+}
+
+/// An edge, with what the walk needs at hand.
+#[derive(Clone, Copy)]
+pub(crate) struct LocalEdge {
+    pub(crate) child: NodeIndex,
+    /// The child's.
+    pub(crate) transfers_at: NodeIndex,
+    pub(crate) is_backing: bool,
 }
 
 impl QueueView {
@@ -65,28 +80,55 @@ impl QueueView {
         let index = NodeIndex::try_from(self.nodes.len())
             .unwrap_or_else(|_| unreachable!("a graph has far fewer than 65,536 nodes"));
         known.insert(view.id(), index);
-        self.nodes.push(LocalNode::new(view));
-        let children = view.children.iter().map(|child| self.flatten(child, known)).collect();
-        self.nodes[usize::from(index)].children = children;
+        self.nodes.push(LocalNode::new(view, index));
+        let mut children = SmallVec::new();
+        for (child, edge) in view.children.iter().zip(view.edges()) {
+            let child = self.flatten(child, known);
+            let transfers_at = self.node(child).transfers_at;
+            let is_backing = edge.role == Role::Backing;
+            children.push(LocalEdge { child, transfers_at, is_backing });
+        }
+        let transfers_at = self.transfers_from(index, &children, view);
+        let local = &mut self.nodes[usize::from(index)];
+        (local.children, local.transfers_at) = (children, transfers_at);
         index
+    }
+
+    /// Where reads and writes go that come to a node with these children.
+    fn transfers_from(
+        &self,
+        index: NodeIndex,
+        children: &[LocalEdge],
+        view: &NodeView,
+    ) -> NodeIndex {
+        match view.driver().passes_transfers(view).and_then(|edge| children.get(edge)) {
+            // A backing node may be shorter than its overlay: that is looked at on the way.
+            Some(edge) if self.node(index).is_plain && !edge.is_backing => edge.transfers_at,
+            _ => index,
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
 
+    #[inline]
     pub(crate) fn node(&self, index: NodeIndex) -> &LocalNode {
         &self.nodes[usize::from(index)]
     }
 }
 
 impl LocalNode {
-    fn new(view: &Arc<NodeView>) -> LocalNode {
+    fn new(view: &Arc<NodeView>, index: NodeIndex) -> LocalNode {
         let limits = view.limits();
         let options = view.options();
+        let request_mask = u64::from(limits.request_alignment) - 1;
+        let detects_zeroes = options.detect_zeroes != DetectZeroes::Off;
         LocalNode {
             children: SmallVec::new(),
-            request_mask: u64::from(limits.request_alignment) - 1,
+            transfers_at: index,
+            is_plain: request_mask == 0 && !detects_zeroes,
+            request_mask,
             memory_mask: limits.memory_alignment as usize - 1,
             max_transfer: match limits.max_transfer {
                 0 => u64::MAX,
@@ -98,13 +140,14 @@ impl LocalNode {
             },
             ignores_discard: options.discard == DiscardMode::Ignore,
             ignores_flush: options.no_flush,
-            detects_zeroes: options.detect_zeroes != DetectZeroes::Off,
+            detects_zeroes,
             view: view.clone(),
         }
     }
 
     /// The child at `edge`; a driver that names an edge it does not have is a bug of ours.
-    pub(crate) fn child(&self, edge: usize) -> NodeIndex {
+    #[inline]
+    pub(crate) fn edge(&self, edge: usize) -> LocalEdge {
         self.children[edge]
     }
 }

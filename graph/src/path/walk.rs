@@ -2,7 +2,7 @@
 
 use super::hold::Holds;
 use super::view::{NodeIndex, QueueView};
-use crate::driver::{Map, MapRequest, Role};
+use crate::driver::{Map, MapRequest};
 use crate::error::{Error, ErrorKind};
 use crate::node::NodeView;
 use crate::request::{Request, RequestFlags, RequestKind};
@@ -56,25 +56,27 @@ pub(crate) fn walk(
     request: &mut MapRequest<'_>,
     holds: &mut Holds,
 ) -> Step {
-    let mut node = start;
+    let transfers = matches!(request.kind, RequestKind::Read | RequestKind::Write);
+    // What is prepared is not passed by.
+    let mut node = if transfers && !prepared { view.node(start).transfers_at } else { start };
     let mut prepared = prepared;
     loop {
         let local = view.node(node);
-        if !prepared && let Some(step) = before_map(view, node, request, holds) {
+        let plain = prepared || (transfers && local.is_plain && !request.flags.compressed);
+        if !plain && let Some(step) = before_map(view, node, request, holds) {
             return step;
         }
         prepared = false;
         match local.view.driver().map(&local.view, request) {
             Map::Child { edge, offset, length, pin } => {
                 if let Some(pin) = pin {
-                    holds.pins.push((node, pin));
+                    holds.add_pin(node, pin);
                 }
-                node = local.child(edge);
+                let edge = local.edge(edge);
+                node = if transfers { edge.transfers_at } else { edge.child };
                 request.offset = offset;
                 request.length = length;
-                let is_backing =
-                    local.view.edges().get(edge).map(|e| e.role) == Some(Role::Backing);
-                if is_backing && request.kind == RequestKind::Read {
+                if edge.is_backing && request.kind == RequestKind::Read {
                     // A backing node may be shorter than its overlay: zeros lie beyond its end.
                     let rest = view.node(node).view.length().saturating_sub(offset);
                     if rest == 0 {
@@ -98,6 +100,7 @@ pub(crate) fn walk(
 }
 
 /// What the path itself does at a node before the driver is asked. None: go on and ask.
+#[inline(never)]
 fn before_map(
     view: &QueueView,
     node: NodeIndex,
@@ -128,7 +131,7 @@ fn before_map(
     if writes && local.request_mask != 0 {
         let range = request.offset..request.offset + request.length;
         match local.view.node().writes.try_acquire(range, RangeMode::Shared) {
-            Some(token) => holds.ranges.push((node, token)),
+            Some(token) => holds.add_range(node, token),
             None => return Some(serve(node, Reason::Prepare, request, request.length)),
         }
     }

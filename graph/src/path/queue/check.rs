@@ -8,6 +8,30 @@ use crate::request::{BlockStatus, Outcome, Preallocation, Request, RequestKind};
 use blockplex_drain::RequestRecord;
 use blockplex_io::event_loop::Local;
 
+/// Whether it is a read or write of some bytes, about which [`check`] finds nothing: most are.
+#[inline]
+pub(super) fn is_plain_transfer(view: &QueueView, request: &Request) -> bool {
+    let permitted = match request.kind {
+        RequestKind::Read => true,
+        RequestKind::Write => view.granted.contains(Permissions::WRITE),
+        _ => false,
+    };
+    let flags = request.flags;
+    if !permitted
+        || view.is_empty()
+        || flags.compressed
+        || flags.preallocation != Preallocation::Off
+    {
+        return false;
+    }
+    let length = request.length;
+    let fits = request.vector.len() as u64 == length && length <= Limits::MAX_REQUEST;
+    // As long as the root, and one question less.
+    let node = &view.node(view.node(ROOT).transfers_at).view;
+    let end = request.offset.checked_add(length);
+    fits && length > 0 && end.is_some_and(|end| end <= node.length())
+}
+
 /// Whether the request may run at all.
 pub(super) fn check(view: &QueueView, request: &Request) -> Result<()> {
     if view.is_empty() {

@@ -1,7 +1,7 @@
 //! The engine behind a queue: starts requests, counts their pieces, ends them.
 #![expect(unsafe_code, reason = "submits operations on memory that its entries own")]
 
-use super::check::{blame, check, outcome_of_nothing, record_of};
+use super::check::{blame, check, is_plain_transfer, outcome_of_nothing, record_of};
 use super::table::{Door, Entry, Op, Place, Table, op_of, token_of};
 use crate::account::Counters;
 use crate::block_graph::BlockGraph;
@@ -59,7 +59,8 @@ impl Drop for Ticket {
 
 /// The result of a start.
 pub(super) enum Started {
-    Ended(Completion),
+    /// Served on the spot. Still admitted, and its memory is still its own.
+    Ended(Result<Outcome>),
     Running(u32),
 }
 
@@ -90,57 +91,76 @@ impl QueueCore {
         })
     }
 
-    /// Starts a request. For the cookie door, an immediate end is queued for reaping, and the
-    /// result is of no use.
+    /// Starts a request of the cookie door.
     #[inline]
-    pub(super) fn start(&self, mut request: Request, door: Door) -> Started {
-        if !self.parked.borrow().is_empty() || !self.slot.try_enter() {
-            return Started::Running(self.park(request, door));
+    pub(super) fn submit(&self, mut request: Request, cookie: u64) {
+        if let Started::Ended(result) = self.start(&mut request, Door::Cookie(cookie)) {
+            let vector = std::mem::take(&mut request.vector);
+            self.queue_completion(Completion { cookie, result, vector }, None);
         }
-        self.run(&mut request, door)
     }
 
-    /// Runs an admitted request. By reference: a request was written to memory a moment ago, field
-    /// by field, and a copy of it would have to wait for that.
+    /// Starts a request of the future's door: its completion, or its index.
+    pub(super) fn request(&self, mut request: Request) -> std::result::Result<Completion, u32> {
+        match self.start(&mut request, Door::Future) {
+            Started::Ended(result) => {
+                self.slot.exit();
+                Ok(Completion { cookie: 0, result, vector: request.vector })
+            }
+            Started::Running(index) => Err(index),
+        }
+    }
+
+    /// By reference: a request was written to memory a moment ago, field by field, and a copy of it
+    /// would have to wait for that.
+    #[inline]
+    fn start(&self, request: &mut Request, door: Door) -> Started {
+        if !self.parked.borrow().is_empty() || !self.slot.try_enter() {
+            return Started::Running(self.park(std::mem::replace(request, Request::flush()), door));
+        }
+        let started = self.run(request, door);
+        if let Started::Ended(result) = &started {
+            self.counters.count(request.kind, request.length, result.is_ok());
+        }
+        started
+    }
+
+    /// Runs an admitted request.
     #[inline]
     fn run(&self, request: &mut Request, door: Door) -> Started {
         let view = self.current_view();
-        if let Err(error) = check(&view, request) {
-            return self.end_now(door, Err(blame(error, request)), request);
-        }
-        if let Some(outcome) = outcome_of_nothing(&view, request) {
-            return self.end_now(door, Ok(outcome), request);
+        if !is_plain_transfer(&view, request) {
+            if let Err(error) = check(&view, request) {
+                return Started::Ended(Err(blame(error, request)));
+            }
+            if let Some(outcome) = outcome_of_nothing(&view, request) {
+                return Started::Ended(Ok(outcome));
+            }
         }
         let mut holds = Holds::default();
         let step = walk(&view, ROOT, false, &mut rest_of(request, 0, self.loop_index), &mut holds);
-        let whole = request.length;
         match step {
-            Step::Done { length } if length == whole => {
+            Step::Done { length } if length == request.length => {
                 holds.release(&view, self.loop_index);
-                self.end_now(door, Ok(Outcome::Done), request)
+                Started::Ended(Ok(Outcome::Done))
             }
-            Step::Zero { length } if length == whole => {
+            Step::Zero { length } if length == request.length => {
                 holds.release(&view, self.loop_index);
                 if request.kind == RequestKind::Read {
                     request.vector.fill(0, request.vector.len(), 0);
                 }
-                self.end_now(door, Ok(Outcome::Done), request)
+                Started::Ended(Ok(Outcome::Done))
             }
             step => {
                 let index = self.allocate(std::mem::replace(request, Request::flush()), door);
-                self.launch(index, view, step, holds)
+                self.launch(index, view, step, holds);
+                Started::Running(index)
             }
         }
     }
 
     /// Starts the pieces of a request, the first of which is `step`.
-    pub(super) fn launch(
-        &self,
-        index: u32,
-        view: Rc<QueueView>,
-        step: Step,
-        holds: Holds,
-    ) -> Started {
+    pub(super) fn launch(&self, index: u32, view: Rc<QueueView>, step: Step, holds: Holds) {
         let length = {
             let mut table = self.table.borrow_mut();
             let entry = table.entry(index);
@@ -162,7 +182,6 @@ impl QueueCore {
             (step, holds) = self.walk_on(index, &view, position);
         }
         self.end_piece(index, Ok(Outcome::Done));
-        Started::Running(index)
     }
 
     fn walk_on(&self, index: u32, view: &QueueView, position: u64) -> (Step, Holds) {
@@ -362,23 +381,6 @@ impl QueueCore {
         match ticket {
             Some(ticket) => drop(ticket),
             None => self.slot.exit(),
-        }
-    }
-
-    /// Ends an admitted request that never had an entry.
-    #[inline]
-    fn end_now(&self, door: Door, result: Result<Outcome>, request: &mut Request) -> Started {
-        self.counters.count(request.kind, request.length, result.is_ok());
-        let vector = std::mem::take(&mut request.vector);
-        match door {
-            Door::Cookie(cookie) => {
-                self.queue_completion(Completion { cookie, result, vector }, None);
-                Started::Running(u32::MAX)
-            }
-            Door::Future | Door::Nobody => {
-                self.slot.exit();
-                Started::Ended(Completion { cookie: 0, result, vector })
-            }
         }
     }
 
