@@ -256,6 +256,17 @@ impl L2Entry {
         })
     }
 
+    /// The host offset and the COPIED flag of most entries: those that [`decode`](Self::decode) takes
+    /// for [`Cluster::Normal`], in an image whose entries are not extended. Never of another entry.
+    #[inline]
+    pub(super) fn plain(raw: u64, geometry: &Geometry) -> Option<(u64, bool)> {
+        let host = raw & !COPIED;
+        // No flag, no reserved bit, and not the file's first cluster.
+        let places = OFFSET_MASK & !(geometry.cluster_size() - 1);
+        let is_place = host & !places == 0 && host != 0 && !geometry.extended_l2();
+        is_place.then_some((host, raw & COPIED != 0))
+    }
+
     /// The 64 bits that say `cluster`. A compressed length is rounded up to whole sectors.
     ///
     /// # Errors

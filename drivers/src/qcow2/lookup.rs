@@ -105,6 +105,7 @@ pub(super) struct SlicePosition {
 
 impl Qcow2 {
     /// Where the entry of a guest offset is.
+    #[inline]
     pub(super) fn position(&self, offset: u64) -> SlicePosition {
         let bits = self.geometry.cluster_bits();
         let cluster = offset >> bits;
@@ -122,27 +123,32 @@ impl Qcow2 {
         number >> (self.geometry.l2_bits() - self.slice_bits)
     }
 
-    /// Where the next `length` bytes from `offset` on are, or some of them. Any thread; takes no
-    /// lock.
-    pub(super) fn look_up(&self, offset: u64, length: u64) -> Extent {
+    /// Where the next `length` bytes from `offset` on are, or some of them. On the thread of that
+    /// loop; takes no lock.
+    #[inline]
+    pub(super) fn look_up(&self, offset: u64, length: u64, loop_index: usize) -> Extent {
         let position = self.position(offset);
         let length = length.min(position.rest);
-        let found = self.slices.with(position.number, |slice| {
+        let found = self.slices.with(position.number, loop_index, |slice| {
             self.extent_in(slice, position.index, position.in_cluster, length)
         });
-        found.unwrap_or_else(|| {
-            let l1_index = self.l1_index(position.number);
-            let place = match L1Entry::decode(self.l1.get(l1_index), &self.geometry) {
-                Ok(L1Entry::Unallocated) => Place::Unallocated,
-                Ok(L1Entry::Table { .. }) => Place::Missing,
-                Err(error) => Place::Bad(Fault::Entry(error)),
-            };
-            Extent { place, length }
-        })
+        found.unwrap_or_else(|| self.without_slice(position.number, length))
+    }
+
+    /// What can be said of `length` bytes of a slice that is not in memory.
+    fn without_slice(&self, number: SliceNumber, length: u64) -> Extent {
+        let l1_index = self.l1_index(number);
+        let place = match L1Entry::decode(self.l1.get(l1_index), &self.geometry) {
+            Ok(L1Entry::Unallocated) => Place::Unallocated,
+            Ok(L1Entry::Table { .. }) => Place::Missing,
+            Err(error) => Place::Bad(Fault::Entry(error)),
+        };
+        Extent { place, length }
     }
 
     /// What `slice` says of `length` bytes from byte `in_cluster` of entry `index` on, or of some
     /// of them.
+    #[inline]
     pub(super) fn extent_in(
         &self,
         slice: &Slice,
@@ -150,6 +156,17 @@ impl Qcow2 {
         in_cluster: u64,
         length: u64,
     ) -> Extent {
+        // Most requests lie in one cluster that is data.
+        if length <= self.geometry.cluster_size() - in_cluster
+            && let Some((host, copied)) = L2Entry::plain(slice.entry(index), &self.geometry)
+            && !slice.has_suspects()
+        {
+            return Extent { place: Place::Data { host: host + in_cluster, copied }, length };
+        }
+        self.any_extent_in(slice, index, in_cluster, length)
+    }
+
+    fn any_extent_in(&self, slice: &Slice, index: usize, in_cluster: u64, length: u64) -> Extent {
         if self.geometry.extended_l2() {
             return self.subcluster_extent(slice, index, in_cluster, length);
         }

@@ -92,11 +92,13 @@ impl Slice {
         }
     }
 
+    #[inline]
     pub(super) fn number(&self) -> SliceNumber {
         self.number
     }
 
     /// The raw entry at `index`; 0 past the end, where there is none.
+    #[inline]
     pub(super) fn entry(&self, index: usize) -> u64 {
         // Acquire: partner of the Release in `SliceEditor::set`; whoever sees an entry sees the
         // data that was written before it.
@@ -117,12 +119,19 @@ impl Slice {
         (self.entry(index), second)
     }
 
+    /// Whether any entry was.
+    #[inline]
+    pub(super) fn has_suspects(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
     /// Whether the entry at `index` was found to point onto metadata when the slice was read.
     pub(super) fn is_suspect(&self, index: usize) -> bool {
         self.suspects.get(index / 64).is_some_and(|bits| bits >> (index % 64) & 1 != 0)
     }
 
     /// Remembers that it is in use.
+    #[inline]
     pub(super) fn touch(&self) {
         // Relaxed, both: a hint to eviction. Read first, so that a hot slice's line stays shared.
         if !self.used.load(Ordering::Relaxed) {

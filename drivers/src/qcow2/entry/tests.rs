@@ -39,6 +39,35 @@ fn offsets_the_decoder_cannot_judge_are_left_to_the_driver() {
     assert_eq!(far, Cluster::Normal { host, copied: true }, "T08");
 }
 
+proptest! {
+    #[test]
+    fn the_short_way_to_decode_says_nothing_else(
+        cluster_bits in MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS,
+        external in any::<bool>(),
+        extended in any::<bool>(),
+        v3 in any::<bool>(),
+        host in any::<u64>(),
+        align in 0..24_u32,
+        flags in 0..8_u64,
+    ) {
+        let extended = extended && cluster_bits >= 14;
+        let geometry =
+            Geometry::new(cluster_bits, 4, extended).unwrap().with_external_data(external);
+        let version = if v3 { Version::V3 } else { Version::V2 };
+        let flag = |bit: u64, set: u64| if flags & bit == 0 { 0 } else { set };
+        let bits = flag(1, COPIED) | flag(2, COMPRESSED) | flag(4, ZERO);
+        // Places, and all that is nearly one.
+        let raw = ((host >> (flags * 8)) << align) | bits;
+        let said = L2Entry::plain(raw, &geometry);
+        match L2Entry::decode(raw, &geometry, version) {
+            Ok(Cluster::Normal { host, copied }) if host != 0 && !extended => {
+                prop_assert_eq!(said, Some((host, copied)));
+            }
+            _ => prop_assert_eq!(said, None),
+        }
+    }
+}
+
 #[test]
 fn bad_l2_entries_are_corruption() {
     let v3 = Version::V3;
