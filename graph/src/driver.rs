@@ -66,18 +66,22 @@ impl Role {
 pub struct Pin(pub u64);
 
 /// A request, or the rest of one, as a driver's `map` sees it.
+//
+// In this order: what lies side by side in a `Request` and here is copied by one load, which waits
+// for the two stores that made the request.
 #[derive(Debug)]
+#[repr(C)]
 pub struct MapRequest<'a> {
+    /// Start in bytes, within this node.
+    pub offset: u64,
+    /// The request's memory (all of it).
+    pub vector: &'a IoVector,
+    /// Length in bytes of what is still to be mapped; at least 1 for reads and writes.
+    pub length: u64,
     /// What it does.
     pub kind: RequestKind,
     /// Its flags.
     pub flags: RequestFlags,
-    /// Start in bytes, within this node.
-    pub offset: u64,
-    /// Length in bytes of what is still to be mapped; at least 1 for reads and writes.
-    pub length: u64,
-    /// The request's memory (all of it).
-    pub vector: &'a IoVector,
     /// Where in `vector` this range starts.
     pub position: usize,
     /// The index of the current loop ([`LoopHandle::index`](blockplex_io::event_loop::LoopHandle)),

@@ -1,5 +1,7 @@
 //! Discards, write-zeroes, zero detection, force unit access and flushes, as the driver sees them.
 
+use blockplex_drivers::raw::Raw;
+use blockplex_graph::driver::Role;
 use blockplex_graph::{
     DetectZeroes, DiscardMode, ErrorKind, NodeOptions, Origin, Request, RequestKind,
 };
@@ -66,6 +68,34 @@ fn a_write_of_zeros_becomes_write_zeroes_as_the_option_says() {
         assert_eq!(kinds(&probe, 2), [RequestKind::Write]);
         assert_eq!(probe.bytes()[512..1536], almost);
     }
+}
+
+#[test]
+fn nodes_that_pass_requests_on_as_they_are_hide_none_that_do_not() {
+    // Pass-through nodes above and below one that looks for zeros and one that shows a window.
+    let (stage, (driver, probe)) = (Stage::new(1), Probe::new(SIZE as usize));
+    let mut node = stage.add("disk", driver, &[]);
+    let window = Raw::new(512, Some(8192), SIZE).unwrap();
+    let detects = NodeOptions { detect_zeroes: DetectZeroes::On, ..NodeOptions::default() };
+    let layers = [
+        ("first", Raw::default(), NodeOptions::default()),
+        ("window", window, NodeOptions::default()),
+        ("second", Raw::default(), NodeOptions::default()),
+        ("detects", Raw::default(), detects),
+        ("third", Raw::default(), NodeOptions::default()),
+    ];
+    for (name, driver, options) in layers {
+        node = stage.add_with(name, driver, options, &[(Role::File, node)]);
+    }
+    let (user, _) = stage.origin("user", node, writer());
+    let data = pattern(1, 1024);
+    stage.run(0, &user, Request::write(0, IoBuffer::from_slice(&data))).unwrap();
+    stage.run(0, &user, Request::write(512, IoBuffer::zeroed(512))).unwrap();
+    assert_eq!(kinds(&probe, 0), [RequestKind::Write, RequestKind::WriteZeroes]);
+    assert_eq!(probe.bytes()[512..1024], data[..512]);
+    assert_eq!(probe.bytes()[1024..1536], [0; 512]);
+    let beyond = stage.run(0, &user, Request::read(8192 - 512, IoBuffer::zeroed(1024)));
+    assert_eq!(beyond.unwrap_err().kind(), ErrorKind::OutOfRange);
 }
 
 #[test]

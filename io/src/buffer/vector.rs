@@ -343,6 +343,10 @@ mod tests {
         unsafe { vector.set_pieces(&[piece(0, 2), piece(8, 4)]) };
         assert_eq!(vector.to_vec(), b"efabcd");
         assert_eq!(vector.iovecs().len(), 2);
+        let clone = vector.clone();
+        // SAFETY: as above.
+        unsafe { vector.set_pieces(&[piece(10, 2)]) };
+        assert_eq!((vector.to_vec(), clone.to_vec()), (b"cd".to_vec(), b"efabcd".to_vec()));
         assert!(vector.into_buffer().is_err());
     }
 

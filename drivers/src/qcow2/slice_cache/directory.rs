@@ -162,7 +162,9 @@ impl SliceDirectory {
             }
         }
         if changes.since_step >= STEP {
-            self.free_removed(1, &mut changes);
+            // Many at once go at once.
+            let many = changes.removed.len() > (STEPS + 1) * STEP;
+            self.free_removed(if many { STEPS } else { 1 }, &mut changes);
         }
         changes.order.len()
     }
@@ -268,6 +270,7 @@ impl Drop for SliceDirectory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Weak;
     use std::sync::atomic::AtomicBool;
 
     fn slice(number: SliceNumber) -> Slice {
@@ -348,7 +351,12 @@ mod tests {
             weak.push(Arc::downgrade(&directory.insert(slice(number))));
             directory.evict(4);
         }
-        let kept = weak.iter().filter(|slice| slice.strong_count() > 0).count();
-        assert!(kept <= 4 + (STEPS + 1) * STEP, "{kept} slices in memory");
+        let kept = |weak: &[Weak<Slice>]| weak.iter().filter(|s| s.strong_count() > 0).count();
+        assert!(kept(&weak) <= 4 + (STEPS + 1) * STEP, "{} slices in memory", kept(&weak));
+        for number in 0..1000 {
+            weak.push(Arc::downgrade(&directory.insert(slice(number))));
+        }
+        directory.evict(4);
+        assert_eq!(kept(&weak), 4, "many that go at once are freed at once");
     }
 }

@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::Limits;
 use crate::path::view::{QueueView, ROOT};
 use crate::permission::Permissions;
-use crate::request::{BlockStatus, Outcome, Preallocation, Request, RequestKind};
+use crate::request::{BlockStatus, Outcome, Preallocation, Request, RequestFlags, RequestKind};
 use blockplex_drain::RequestRecord;
 use blockplex_io::event_loop::Local;
 
@@ -16,12 +16,8 @@ pub(super) fn is_plain_transfer(view: &QueueView, request: &Request) -> bool {
         RequestKind::Write => view.granted.contains(Permissions::WRITE),
         _ => false,
     };
-    let flags = request.flags;
-    if !permitted
-        || view.is_empty()
-        || flags.compressed
-        || flags.preallocation != Preallocation::Off
-    {
+    let RequestFlags { compressed, preallocation, .. } = request.flags;
+    if !permitted || view.is_empty() || compressed || preallocation != Preallocation::Off {
         return false;
     }
     let length = request.length;

@@ -1,5 +1,5 @@
 //! The engine behind a queue: starts requests, counts their pieces, ends them.
-#![expect(unsafe_code, reason = "submits operations on memory that its entries own")]
+#![expect(unsafe_code, reason = "submits operations on memory that its entries own; lists")]
 
 use super::check::{blame, check, is_plain_transfer, outcome_of_nothing, record_of};
 use super::table::{Door, Entry, Op, Place, Table, op_of, token_of};
@@ -16,6 +16,7 @@ use crate::path::walk::{Reason, Step, rest_of, walk};
 use crate::permission::Permissions;
 use crate::request::{Completion, Outcome, Request, RequestKind};
 use blockplex_drain::Slot;
+use blockplex_io::buffer::IoVector;
 use blockplex_io::engine::Sink;
 use blockplex_io::event_loop::{JoinHandle, Local};
 use smallvec::SmallVec;
@@ -96,7 +97,7 @@ impl QueueCore {
     pub(super) fn submit(&self, mut request: Request, cookie: u64) {
         if let Started::Ended(result) = self.start(&mut request, Door::Cookie(cookie)) {
             let vector = std::mem::take(&mut request.vector);
-            self.queue_completion(Completion { cookie, result, vector }, None);
+            self.queue_completion(cookie, result, vector, None);
         }
     }
 
@@ -357,7 +358,7 @@ impl QueueCore {
             Door::Cookie(cookie) => {
                 table.free.push(index);
                 drop(table);
-                self.queue_completion(Completion { cookie, result, vector }, ticket);
+                self.queue_completion(cookie, result, vector, ticket);
                 return;
             }
             Door::Future => {
@@ -384,12 +385,33 @@ impl QueueCore {
         }
     }
 
+    /// Puts a completion together in its place in the list, which is why there is no `push`: that
+    /// may have to drop the completion if the list cannot grow, so it would be put together on the
+    /// stack and copied, by loads that wait for the smaller stores before them.
     #[inline]
-    fn queue_completion(&self, completion: Completion, ticket: Option<Rc<Ticket>>) {
+    fn queue_completion(
+        &self,
+        cookie: u64,
+        result: Result<Outcome>,
+        vector: IoVector,
+        ticket: Option<Rc<Ticket>>,
+    ) {
         if self.closed.get() {
             return self.leave(ticket);
         }
-        self.done.borrow_mut().push(completion);
+        {
+            let mut done = self.done.borrow_mut();
+            if done.len() == done.capacity() {
+                grow(&mut done);
+            }
+            if let Some(place) = done.spare_capacity_mut().first_mut() {
+                place.write(Completion { cookie, result, vector });
+                let length = done.len() + 1;
+                // SAFETY: the capacity is more than the length was, and the element that is added
+                // was written just now.
+                unsafe { done.set_len(length) };
+            }
+        }
         if let Some(ticket) = ticket {
             self.done_tickets.borrow_mut().push(ticket);
         }
@@ -486,6 +508,11 @@ impl QueueCore {
         });
         index
     }
+}
+
+#[cold]
+fn grow(done: &mut Vec<Completion>) {
+    done.reserve(1);
 }
 
 impl Drop for QueueCore {
