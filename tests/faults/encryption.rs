@@ -19,7 +19,7 @@ const CRYPTO: u32 = 0x0537_be77;
 
 /// An encrypted image of the peer, its first cluster written.
 pub fn luks(size: &str) -> Vec<u8> {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let path = sandbox.at("made.qcow2");
     let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
     let made = ["create", "-q", "--object", KEY, "-f", "qcow2", "-o", options, text(&path), size];
@@ -41,7 +41,7 @@ fn header(bytes: &[u8]) -> u64 {
 
 /// The status of a read of the first cluster, with the key.
 fn read(what: &str, bytes: &[u8]) -> i32 {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let path = sandbox.put("image.qcow2", bytes);
     let line = format!("io -r -f qcow2 -c read_-P_{FILL}_0_64k FILE");
     let (status, output) = run(what, &sandbox, Kind::Encrypted, &line, &path);
@@ -91,7 +91,7 @@ fn a_luks_header_that_cannot_be_is_refused_at_once() {
 fn more_iterations_than_are_accepted_are_refused_by_the_name_of_the_option() {
     let base = luks("8M");
     let at = header(&base);
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let says = |patch: Option<Patch>, option: &str| {
         let patches: Vec<Patch> = patch.into_iter().collect();
         let path = sandbox.put("image.qcow2", &patched(&base, &patches));
@@ -142,7 +142,7 @@ fn an_encrypted_disk_shows_no_garbage() {
     let compressed = patched(&base, &[be64(l2, word(l2) & !(1 << 63) | 1 << 62)]);
     survive("K11 compressed", Kind::Encrypted, &compressed);
     assert_ne!(read("K11 compressed", &compressed), 0);
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     for (what, entry) in [("never written", 0), ("zeros", 1), ("past the end", 0x100_0000)] {
         let path = sandbox.put("image.qcow2", &patched(&base, &[be64(l2 + 8, entry)]));
         let line = "io -r -f qcow2 -c read_-P_0_64k_64k FILE";

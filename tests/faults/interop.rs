@@ -315,7 +315,7 @@ fn run_all(part: impl Fn(Start) -> bool) {
         }
         ran += 1;
         bounded(&format!("{case:?}, seed {seed}"), move || {
-            let sandbox = Sandbox::new();
+            let sandbox = Sandbox::in_memory();
             let mut random = Random::new(seed);
             let mut subject = case.prepare(&sandbox, &mut random);
             let below = base_of(&sandbox);

@@ -156,7 +156,7 @@ fn script(load: &[Step]) -> String {
 fn kill_under_load(shape: &Shape, seed: u64) {
     let what = format!("{}, seed {seed}", shape.name);
     let mut random = Random::new(seed);
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let path = shape.make(&sandbox);
     let mut model = Model::new(&guest(&what, &sandbox, shape.kind, "", &path));
     let load = load(&mut random, shape.name);

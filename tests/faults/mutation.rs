@@ -163,7 +163,7 @@ fn survive(path: &Path) {
 }
 
 fn survive_damage_of(name: &str, bytes: &[u8]) {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     for seed in seeds(ROUNDS) {
         let mut random = Random::new(seed);
         let patches = damage(&mut random, bytes);
@@ -181,7 +181,7 @@ fn random_damage_of_the_base_image_is_survived() {
 
 #[test]
 fn random_damage_of_small_clusters_and_snapshots_is_survived() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let commands = ["write -P 0x11 0 64k", "write -P 0x12 1M 300k", "write -z 2M 64k"];
     let path = sandbox.put("image", &made("cluster_size=512,refcount_bits=64", "4M", &commands));
     succeed(&qemu_img(&["snapshot", "-c", "first", text(&path)]), "a snapshot");

@@ -36,7 +36,7 @@ fn open(path: &Path) -> Result<Backend> {
 pub fn judge(id: &str, bytes: &[u8], expected: Expected) {
     // Some are of terabytes, and hold nothing; a look at each of their bytes would tell no more.
     let is_same = |path: &Path| fs::read(path).expect("it is there") == bytes;
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let path = sandbox.put("checked.qcow2", bytes);
     let found = check(&path, Fix::None);
     assert!(is_same(&path), "{id}: changed by a check");
@@ -75,7 +75,7 @@ fn needs_more(bytes: &[u8]) -> bool {
 
 #[test]
 fn an_image_is_checked_repaired_and_amended_through_the_library() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let path = sandbox.put("image.qcow2", &patched(image::base(), &[be16(0x2000a, 2)]));
     let found = check(&path, Fix::None).expect("a qcow2 image");
     let lines: Vec<String> = found.messages.iter().map(ToString::to_string).collect();

@@ -120,7 +120,7 @@ struct Base {
 
 impl Base {
     fn new(options: &str, commands: &[&str], with_snapshot: bool) -> Base {
-        let sandbox = Sandbox::new();
+        let sandbox = Sandbox::in_memory();
         let path = sandbox.at("image.qcow2");
         sandbox.create(&path, options, "4M");
         qemu_io(&path, commands);
@@ -191,7 +191,7 @@ fn round(base: &Base, path: &Path, plan: Plan) -> bool {
 
 /// Every `stride`th operation until a round is not hit any more. Gives the image of that round.
 fn sweep(base: Base, stride: usize, from_then_on: bool, torn: bool) -> Vec<u8> {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let base = Arc::new(base);
     for nth in (1..).step_by(stride) {
         let path = sandbox.put("image.qcow2", &base.bytes);
@@ -236,7 +236,7 @@ fn any_operation_may_fail_while_the_refcount_table_grows() {
 #[test]
 fn any_operation_of_opening_may_fail() {
     let base = Base::snapshot();
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let path = sandbox.put("image.qcow2", &base.bytes);
     for nth in 1.. {
         let plan = Plan { nth: Some(nth), ..Plan::default() };
@@ -267,7 +267,7 @@ fn any_operation_of_opening_may_fail() {
 fn a_full_storage_fails_writes_and_nothing_else() {
     let bases = [(Base::empty(), 4096), (Base::snapshot(), 4096), (Base::nearly_full(), 512)];
     for (base, cluster) in bases {
-        let sandbox = Sandbox::new();
+        let sandbox = Sandbox::in_memory();
         let base = Arc::new(base);
         for (clusters, bounded_length) in (0..16).flat_map(|n| [(n, false), (n, true)]) {
             let path = sandbox.put("image.qcow2", &base.bytes);
@@ -312,7 +312,7 @@ fn full(base: &Base, path: &Path, plan: Plan) -> usize {
 /// The room does not come back before the image is closed, and the image is sound all the same.
 #[test]
 fn an_image_on_full_storage_is_sound_when_it_is_opened_again() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let base = Arc::new(Base::empty());
     for clusters in (4..24).step_by(2) {
         let path = sandbox.put("image.qcow2", &base.bytes);

@@ -36,7 +36,7 @@ fn survive_damage_of(name: &str, kind: Kind, bytes: &[u8]) {
 /// Two snapshots, two bitmaps, compressed clusters, zeros.
 #[test]
 fn tools_survive_damage_of_snapshots_and_bitmaps() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let commands = ["write -P 0x11 0 64k", "write -c -P 0x12 1M 300k", "write -z 2M 64k"];
     let path = sandbox.put("image", &made("cluster_size=4k", "64M", &commands));
     let path = text(&path);
@@ -74,7 +74,7 @@ fn tools_survive_damage_of_encrypted_images() {
 
 #[test]
 fn tools_survive_damage_of_images_with_a_data_file() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let (path, data) = (sandbox.at("image"), sandbox.at("data.raw"));
     sandbox.create(&path, &format!("data_file={}", text(&data)), "64M");
     image::qemu_io(&path, &["write -P 0x11 0 64k", "write -z 1M 64k"]);

@@ -98,7 +98,7 @@ pub fn base() -> &'static [u8] {
 
 /// The bytes of a fresh image of the peer, after these commands of its I/O tool.
 pub fn made(options: &str, size: &str, commands: &[&str]) -> Vec<u8> {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let path = sandbox.at("made.qcow2");
     sandbox.create(&path, options, size);
     qemu_io(&path, commands);
@@ -111,7 +111,7 @@ pub struct Sandbox(tempfile::TempDir);
 
 impl Default for Sandbox {
     fn default() -> Sandbox {
-        Sandbox::new()
+        Sandbox::in_memory()
     }
 }
 
@@ -119,6 +119,12 @@ impl Sandbox {
     /// An empty one.
     pub fn new() -> Sandbox {
         Sandbox(tempfile::tempdir().expect("a directory for temporary files"))
+    }
+
+    /// An empty one in memory, if there is a place: where nothing depends on the file system, but
+    /// flushes are many and would take most of the time.
+    pub fn in_memory() -> Sandbox {
+        tempfile::tempdir_in("/dev/shm").map_or_else(|_| Sandbox::in_memory(), Sandbox)
     }
 
     /// Where it is.
@@ -224,7 +230,7 @@ pub fn check(path: &Path) -> Option<Check> {
 
 /// The guest's bytes as the peer reads them, of an internal snapshot if one is named.
 pub fn guest_bytes(path: &Path, snapshot: Option<&str>) -> Vec<u8> {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let raw = sandbox.at("raw");
     let mut arguments = vec!["convert", "-q", "-f", "qcow2", "-O", "raw"];
     if let Some(snapshot) = snapshot {

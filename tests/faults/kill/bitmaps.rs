@@ -64,7 +64,7 @@ pub fn bitmaps(image: &[u8]) -> Vec<Bitmap> {
 
 /// An image with two bitmaps that say different things, and one that is disabled.
 fn with_bitmaps() -> Sandbox {
-    let ready = Sandbox::new();
+    let ready = Sandbox::in_memory();
     make(&ready, IMAGE, "cluster_size=512", "4M", &["write -q -P 1 0 700k"]);
     prepare(&ready, "bitmap --add -g 512 IMAGE first");
     qemu_io(&ready.at(IMAGE), &["write -q -P 2 100k 300k", "write -q -P 3 2M 64k"]);
@@ -91,7 +91,7 @@ fn a_bitmap_of_a_killed_tool_is_the_old_one_the_new_one_or_marked() {
         "img bitmap --add -g 512 --disable --merge first --merge second FILE both",
     ] {
         // What the peer makes of it.
-        let done = Sandbox::new();
+        let done = Sandbox::in_memory();
         done.put(IMAGE, &fs::read(ready.at(IMAGE)).expect("it is there"));
         prepare(&done, line.strip_prefix("img ").expect("it is").replace("FILE", "IMAGE").as_str());
         let after = bitmaps(&fs::read(done.at(IMAGE)).expect("it is there"));

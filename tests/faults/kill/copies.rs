@@ -28,7 +28,7 @@ fn seen(sandbox: &Sandbox, name: &str) -> Vec<u8> {
 
 /// An image to convert, and one with other bytes to convert it into.
 fn to_convert() -> Sandbox {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let data = extents(0x10, 0, 0x5_0000, 0x3_2000);
     make(&sandbox, SOURCE, "cluster_size=16k", "8M", &words(&data));
     make(&sandbox, IMAGE, "cluster_size=4k", "8M", &["write -q -P 0x77 0 8M"]);
@@ -130,7 +130,7 @@ fn bitmaps_that_were_being_copied_are_whole_or_marked() {
 
 /// Three images on top of each other; the overlays are longer than what is below them.
 fn chain() -> Sandbox {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let [low, middle, high] = [
         extents(0x10, 0, 0x7_0000, 0x3_2000),
         extents(0x30, 0x1_0000, 0xb_0000, 0x1_3000),
@@ -196,7 +196,7 @@ fn a_rebase_that_is_killed_leaves_what_the_guest_sees() {
 /// The base is a raw file, and ends before the overlay.
 #[test]
 fn a_commit_into_a_raw_file_that_is_killed_leaves_what_the_guest_sees() {
-    let ready = Sandbox::new();
+    let ready = Sandbox::in_memory();
     ready.put("base.raw", &[0x22; 0x50_0200]);
     let data = words_of_overlay();
     let options = "cluster_size=64k,backing_fmt=raw,backing_file=base.raw";

@@ -8,7 +8,7 @@ use std::fs;
 /// An image of small clusters, and where its first refcount block, its L1 table and its first L2
 /// table are.
 fn image() -> (Vec<u8>, [u64; 4]) {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::in_memory();
     let commands = ["write -q -P 1 0 1500k", "write -q -c -P 2 3M 64k", "write -q -P 3 3500k 100k"];
     make(&sandbox, IMAGE, "cluster_size=1k", "4M", &commands);
     let bytes = fs::read(sandbox.at(IMAGE)).expect("it was just made");
@@ -48,7 +48,7 @@ fn a_repair_that_was_killed_is_finished_by_the_next_one() {
         ("both", &both, "all"),
         ("lost", &lost, "all"),
     ] {
-        let ready = Sandbox::new();
+        let ready = Sandbox::in_memory();
         ready.put(IMAGE, &patched(&bytes, patches));
         let expected = guest(damage, &ready, Kind::Plain, "", &ready.at(IMAGE));
         let line = format!("img check -f qcow2 -r {fix} FILE");

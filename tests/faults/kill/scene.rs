@@ -100,7 +100,7 @@ pub const IMAGE: &str = "image.qcow2";
 
 /// The same files in another place.
 fn copy(from: &Sandbox) -> Sandbox {
-    let to = Sandbox::new();
+    let to = Sandbox::in_memory();
     for entry in fs::read_dir(from.path()).expect("a directory") {
         let path = entry.expect("a directory").path();
         let name = path.file_name().expect("a file").to_str().expect("a plain name");
@@ -192,10 +192,22 @@ impl Scene {
             let said = self.peer(repair, name);
             assert_eq!(said.status.code(), Some(0), "{}: {said:?}", self.what);
         }
-        let said = self.peer("img check -f qcow2 FILE", name);
-        assert!(matches!(said.status.code(), Some(0 | 3)), "{}: {name}: {said:?}", self.what);
-        let (status, said) = self.run("img check -f qcow2 FILE", name);
-        assert!(matches!(status, 0 | 3), "{}: {name}: {said:?}", self.what);
+        let line = "img check -f qcow2 FILE";
+        let (theirs, (_, ours)) = (self.peer(line, name), self.run(line, name));
+        // Version 2 has no dirty bit: flags of a snapshot may be clear that could be set.
+        let is_old = self.bytes(name)[7] == 2;
+        for said in [theirs, ours] {
+            let text = String::from_utf8_lossy(&said.stderr).into_owned();
+            let mut errors = text.lines().filter(|line| line.starts_with("ERROR"));
+            let harmless =
+                |line: &str| line.contains("OFLAG_COPIED") && line.ends_with("refcount=1");
+            let fine = match said.status.code() {
+                Some(0 | 3) => true,
+                Some(2) => is_old && errors.all(harmless),
+                _ => false,
+            };
+            assert!(fine, "{}: {name}: {said:?}", self.what);
+        }
     }
 
     /// The guest's bytes, as the peer reads them.

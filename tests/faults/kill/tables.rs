@@ -7,7 +7,7 @@ use super::scene::{IMAGE, Scene, assert_either, assert_same, attack, guest, make
 
 /// Compressed clusters, zeros, holes, and clusters that two snapshots share.
 fn with_snapshots(options: &str) -> Sandbox {
-    let ready = Sandbox::new();
+    let ready = Sandbox::in_memory();
     let commands = ["write -q -P 1 0 1500k", "write -q -c -P 2 3M 64k", "write -q -P 3 3500k 100k"];
     make(&ready, IMAGE, options, "4M", &commands);
     prepare(&ready, "snapshot -c one IMAGE");
@@ -68,12 +68,12 @@ fn snapshots_stay_as_they_were_when_a_tool_that_changes_them_is_killed() {
 fn an_amendment_that_is_killed_leaves_what_the_guest_sees() {
     let commands = ["write -q -P 1 0 2M", "write -z 512k 1M", "write -q -P 3 3500k 100k"];
     let new = |options: &str| {
-        let ready = Sandbox::new();
+        let ready = Sandbox::in_memory();
         make(&ready, IMAGE, options, "4M", &commands);
         ready
     };
     let of_v3 = new("cluster_size=4k");
-    let of_v2 = Sandbox::new();
+    let of_v2 = Sandbox::in_memory();
     make(&of_v2, IMAGE, "cluster_size=4k,compat=0.10", "4M", &["write -q -P 1 0 2M"]);
     let small = new("cluster_size=512,lazy_refcounts=on");
     let shared = with_snapshots("cluster_size=1k");
@@ -107,13 +107,13 @@ fn an_amendment_that_is_killed_leaves_what_the_guest_sees() {
 /// Whatever becomes of the other slots, the password that nobody takes away opens the image.
 #[test]
 fn key_slots_that_were_being_changed_lock_nobody_out() {
-    let ready = Sandbox::new();
+    let ready = Sandbox::in_memory();
     ready.put(IMAGE, &encryption::luks("8M"));
     let add = "img amend --object secret,id=n,data=other \
                -o encrypt.state=active,encrypt.new-secret=n,encrypt.iter-time=10 FILE";
     let words = Kind::Encrypted.words(add, &ready, &ready.at(IMAGE));
     let expected = guest("before", &ready, Kind::Encrypted, "", &ready.at(IMAGE));
-    let two = Sandbox::new();
+    let two = Sandbox::in_memory();
     two.put(IMAGE, &encryption::luks("8M"));
     let path = text(&two.at(IMAGE)).to_owned();
     let said: Vec<String> =
@@ -132,7 +132,7 @@ fn key_slots_that_were_being_changed_lock_nobody_out() {
 
 #[test]
 fn a_disk_that_was_being_resized_has_the_old_or_the_new_size_and_its_bytes() {
-    let plain = Sandbox::new();
+    let plain = Sandbox::in_memory();
     let commands = ["write -q -P 1 0 1500k", "write -q -c -P 2 3M 64k", "write -q -P 3 3500k 596k"];
     make(&plain, IMAGE, "cluster_size=1k", "4M", &commands);
     let shared = with_snapshots("cluster_size=1k");
