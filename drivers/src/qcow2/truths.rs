@@ -39,7 +39,7 @@
 //! | PK3 | a second host cluster is the next one in the file | `allocate_bytes` | `compressed_writes_beside_each_other_and_beside_others_lose_nothing` |
 //! | E1 | nothing is written past the extent | `write_data`, `store_locked` | `an_entry_past_the_end_of_the_file_is_not_written_in_place` |
 //! | E2 | the extent grows, and is cut only when nothing is handed out | `cover` | `several_loops_on_one_image_lose_nothing`, `a_longer_file_that_was_torn_down_with_its_loop_grows_no_more` |
-//! | E3 | a file of fixed length is its own limit | the order in `cover` | `a_file_of_fixed_length_holds_an_image_among_old_bytes` |
+//! | E3 | a file of fixed length is its own limit | the order in `cover` | `a_file_of_fixed_length_holds_an_image_among_old_bytes`, `a_full_device_of_fixed_length_fails_the_write_and_nothing_else` |
 //! | L1 | a cluster enters limbo after its last entry has changed | the order in `commit`, `erase_step`, `make_table` | `a_cluster_with_a_read_in_flight_is_not_used_again`, `several_loops_on_one_image_lose_nothing` |
 //! | L2 | it leaves when its users have ended and the change is durable | `take_ready` | `a_cluster_waits_for_its_users_and_for_the_disk`, `a_freed_cluster_is_not_used_again_before_a_flush`, `a_cluster_with_a_write_in_flight_is_not_used_again` |
 //! | L3 | limbo is bounded | `push` | `what_waits_is_bounded`, `a_request_that_lasts_does_not_make_others_flush` |

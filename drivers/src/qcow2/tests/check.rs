@@ -313,8 +313,8 @@ fn repairing_leaks_puts_flags_right_unless_refcounts_are_too_low() {
     assert!(volume.bytes() == before);
 }
 
-/// K2, K3: a repair that ends at any moment leaves an image that a second one repairs, with the
-/// same contents.
+/// K2, K3, K5: a repair that ends at any moment leaves an image that a second one repairs, with the
+/// same contents; and as long as anything is wrong with it, it is marked.
 #[test]
 fn a_repair_may_be_cut_off_at_any_moment() {
     let scratch = Scratch::new();
@@ -334,7 +334,7 @@ fn a_repair_may_be_cut_off_at_any_moment() {
         &[(0x200a, &[0, 9].repeat(60)), (l2 + 25 * 8, &[0])],
     ];
     for (row, changes) in rows.iter().enumerate() {
-        let start = broken(&base, changes);
+        let start = broken(&broken(&base, changes), &[(79, &[2])]);
         let volume = Volume::new(&start.bytes());
         volume.record();
         assert_eq!(checked(&volume, Fix::All).exit_code(), 0, "row {row}");
@@ -347,6 +347,10 @@ fn a_repair_may_be_cut_off_at_any_moment() {
                 if durable.is_some_and(|durable| at <= durable) || random.below(2) == 0 {
                     crashed.apply(event);
                 }
+            }
+            if crashed.bytes()[79] == 0 {
+                let found = checked(&Volume::new(&crashed.bytes()), Fix::None);
+                assert!(found.is_clean(), "row {row}, cut at {cut}: {:?}", lines(&found));
             }
             repaired(&scratch, &crashed, &format!("row {row}, cut at {cut}"));
             assert!(Rig::writable(&crashed).read(0, contents.len()) == contents, "row {row}");

@@ -124,3 +124,39 @@ fn a_file_of_fixed_length_holds_an_image_among_old_bytes() {
     scratch.check_clean(&path);
     assert!(scratch.contents(&path) == model);
 }
+
+/// E3: a device ends where it ends; a write that finds no room there fails, and nothing else does.
+#[test]
+fn a_full_device_of_fixed_length_fails_the_write_and_nothing_else() {
+    const LENGTH: u64 = 1 << 20;
+    let scratch = Scratch::new();
+    let volume = Volume::new(&[0xff; LENGTH as usize]);
+    volume.set_gate(|event| match event {
+        Event::Truncate(_) => Err(libc::ENOTSUP),
+        Event::Write(at, bytes) if at + bytes.len() as u64 > LENGTH => Err(libc::ENOSPC),
+        _ => Ok(false),
+    });
+    let options = CreateOptions::new(4 << 20);
+    with_file(&volume, async |file| create(file, &options).await).unwrap();
+    let mut rig = Rig::writable(&volume);
+    let mut written = 0;
+    let error = loop {
+        match rig.try_write(written << 16, &[written as u8 + 1; 65536]) {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 16, "more than there is room for");
+    };
+    assert_eq!(error.errno(), libc::ENOSPC, "{error}");
+    rig.flush();
+    for cluster in 0..written {
+        assert_eq!(rig.read(cluster << 16, 65536), [cluster as u8 + 1; 65536]);
+    }
+    rig.request(Request::discard(0, 65536)).unwrap();
+    rig.flush();
+    rig.write(written << 16, &[99; 65536]);
+    rig.close();
+    let path = scratch.path();
+    volume.save(&path);
+    scratch.check_clean(&path);
+}
