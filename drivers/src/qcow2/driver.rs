@@ -27,7 +27,7 @@ impl Qcow2 {
         }
         // Before the look-up: what it finds stays what it is until the pin is given back.
         let pin = self.grace.pin(loop_index);
-        let extent = self.look_up(offset, length.min(size - offset), loop_index);
+        let extent = self.look_up(offset, length.min(size - offset));
         let length = extent.length;
         if let Place::Data { host, .. } = extent.place
             && self.data_edge != NOWHERE
@@ -57,7 +57,7 @@ impl Qcow2 {
             return Map::Async { length };
         }
         let pin = self.grace.pin(loop_index);
-        let extent = self.look_up(offset, length, loop_index);
+        let extent = self.look_up(offset, length);
         if let Place::Data { host, copied: true } = extent.place
             && self.is_covered(host, extent.length)
             && !self.may_hit_metadata(host, extent.length)

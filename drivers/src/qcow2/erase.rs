@@ -148,7 +148,7 @@ impl Qcow2 {
     async fn has_no_data(&self, layers: &Layers, range: Range<u64>) -> Result<bool> {
         let mut at = range.start;
         while at < range.end {
-            let extent = self.look_up(at, range.end - at, layers.loop_index);
+            let extent = self.look_up(at, range.end - at);
             match extent.place {
                 Place::Missing => {
                     let hold = self.hold(layers);
@@ -168,7 +168,7 @@ impl Qcow2 {
         let end = offset + length;
         let mut at = offset;
         while at < end {
-            let extent = self.look_up(at, end - at, layers.loop_index);
+            let extent = self.look_up(at, end - at);
             at += match extent.place {
                 Place::Missing => {
                     let hold = self.hold(layers);
@@ -232,7 +232,7 @@ impl Qcow2 {
         (at, end): (u64, u64),
         erase: Erase,
     ) -> Result<Vec<(u64, u64)>> {
-        let extent = self.look_up(at, end - at, layers.loop_index);
+        let extent = self.look_up(at, end - at);
         let nothing = layers.backing.is_none() && extent.place == Place::Unallocated;
         let names_nothing =
             self.version >= Version::V3 && matches!(erase, Erase::Zero | Erase::Unmap);

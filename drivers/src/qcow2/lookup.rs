@@ -123,13 +123,13 @@ impl Qcow2 {
         number >> (self.geometry.l2_bits() - self.slice_bits)
     }
 
-    /// Where the next `length` bytes from `offset` on are, or some of them. On the thread of that
-    /// loop; takes no lock.
+    /// Where the next `length` bytes from `offset` on are, or some of them. Any thread; takes no
+    /// lock.
     #[inline]
-    pub(super) fn look_up(&self, offset: u64, length: u64, loop_index: usize) -> Extent {
+    pub(super) fn look_up(&self, offset: u64, length: u64) -> Extent {
         let position = self.position(offset);
         let length = length.min(position.rest);
-        let found = self.slices.with(position.number, loop_index, |slice| {
+        let found = self.slices.with(position.number, |slice| {
             self.extent_in(slice, position.index, position.in_cluster, length)
         });
         found.unwrap_or_else(|| self.without_slice(position.number, length))

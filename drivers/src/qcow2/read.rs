@@ -33,7 +33,7 @@ impl Qcow2 {
         let mut looked_up = Ok(());
         while done < length {
             let at = offset + done;
-            let extent = self.look_up(at, length - done, layers.loop_index);
+            let extent = self.look_up(at, length - done);
             if extent.place == Place::Missing {
                 if let Err(error) = self.slice(layers, self.position(at).number).await {
                     looked_up = Err(error);

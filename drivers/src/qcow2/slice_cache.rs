@@ -70,15 +70,9 @@ impl SliceCache {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// Calls `look` with a slice if it is in memory. On the thread of that loop; takes no lock.
-    #[inline]
-    pub(super) fn with<R>(
-        &self,
-        number: SliceNumber,
-        loop_index: usize,
-        look: impl FnOnce(&Slice) -> R,
-    ) -> Option<R> {
-        self.directory.with(number, loop_index, |slice| {
+    /// Calls `look` with a slice if it is in memory. Any thread; takes no lock.
+    pub(super) fn with<R>(&self, number: SliceNumber, look: impl FnOnce(&Slice) -> R) -> Option<R> {
+        self.directory.with(number, |slice| {
             slice.touch();
             look(slice)
         })
@@ -186,7 +180,7 @@ mod tests {
         }
         assert!(cache.wants_write_back());
         for number in 0..8 {
-            assert_eq!(cache.with(number, 0, |slice| slice.entry(0)), Some(number + 1));
+            assert_eq!(cache.with(number, |slice| slice.entry(0)), Some(number + 1));
         }
         drop(cache.take_dirty());
         cache.set_capacity(2);

@@ -70,7 +70,7 @@ impl Qcow2 {
     /// The extent at `offset`, as far as its slice tells, which is loaded if need be.
     async fn loaded_extent(&self, layers: &Layers, offset: u64, length: u64) -> Result<Extent> {
         loop {
-            let extent = self.look_up(offset, length, layers.loop_index);
+            let extent = self.look_up(offset, length);
             if extent.place != Place::Missing {
                 return Ok(extent);
             }
@@ -116,12 +116,12 @@ impl Qcow2 {
         }
         let position = self.position(offset);
         // Without a table, or with one that has left the cache since: nothing that is known of.
-        let Some(first) = self.kept_place(layers, offset) else { return found };
+        let Some(first) = self.kept_place(offset) else { return found };
         let cluster_size = self.geometry.cluster_size();
         let start = offset - position.in_cluster;
         let mut kept = cluster_size;
         while position.in_cluster + found.length > kept {
-            if self.kept_place(layers, start + kept) != Some(first.map(|host| host + kept)) {
+            if self.kept_place(start + kept) != Some(first.map(|host| host + kept)) {
                 break;
             }
             kept += cluster_size;
@@ -136,10 +136,9 @@ impl Qcow2 {
 
     /// The place, if any, of the cluster at a guest offset, which is not, or not all, data; none
     /// when its slice is not in memory.
-    fn kept_place(&self, layers: &Layers, offset: u64) -> Option<Option<u64>> {
+    fn kept_place(&self, offset: u64) -> Option<Option<u64>> {
         let position = self.position(offset);
-        let look = |slice: &Slice| self.kept_place_in(slice, position.index);
-        self.slices.with(position.number, layers.loop_index, look)
+        self.slices.with(position.number, |slice| self.kept_place_in(slice, position.index))
     }
 
     fn kept_place_in(&self, slice: &Slice, index: usize) -> Option<u64> {

@@ -49,8 +49,8 @@
 //! | C1 | the budget bounds what is clean and unused; nobody fails for want of a place | `trim`, `insert` | `more_writers_than_cached_tables_all_get_through`, `dirty_slices_outlive_the_budget` |
 //! | C2 | a slice is dropped only when it is as on disk | `remove` | `eviction_spares_slices_that_are_referred_to`, `cleaning_at_every_operation_of_the_file_loses_nothing` |
 //! | D1 | a link's slice never changes | the type `Link` | `readers_see_whole_slices_while_others_come_and_go` |
-//! | D2 | a link is freed after its last reader | `free_removed` | `what_was_removed_is_freed_when_no_reader_stands_on_it` |
-//! | D3 | no pin is held across an await | the type `Pinned`, which stays in `with` | `few_removed_slices_wait_to_be_freed_while_others_come_and_go` |
+//! | D2 | a link is freed after its last reader | `remove` | `readers_see_whole_slices_while_others_come_and_go` |
+//! | D3 | no guard is held across an await | lint: no such guard across an await | `readers_see_whole_slices_while_others_come_and_go` |
 //! | LK1 | locks are taken in the order of their ranks | `check` in the type `Ranked` | `a_lock_taken_after_one_of_higher_rank_is_found` |
 //! | LK2 | looking up takes none of them | `look_up` | `a_read_that_hits_the_cache_waits_for_nothing_that_another_request_holds` |
 //! | I1 | autoclear bits and bitmaps first | `prepare_for_writing`, `write_round` | `autoclear_bits_are_cleared_before_the_first_write_and_not_by_reading`, `autoclear_bits_that_could_not_be_cleared_are_cleared_before_the_first_write` |

@@ -141,7 +141,12 @@ impl Core {
     }
 
     /// One turn, without sleeping. Says whether anything was done.
+    ///
+    /// The thread is pinned meanwhile: pins within the turn are then a count each, and only this
+    /// one takes a full barrier. What was retired is freed when every loop has ended the turn it
+    /// was in; since nothing may block in a turn, that is soon.
     pub(super) fn turn(self: &Rc<Self>) -> bool {
+        let _pinned = crossbeam_epoch::pin();
         self.clock.set(0);
         let local = Local::new(Rc::clone(self));
         let mut progress = self.engine.reap(self.completion_budget) > 0;
