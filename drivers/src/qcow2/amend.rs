@@ -75,7 +75,9 @@ pub async fn amend(file: &Child, options: &AmendOptions, progress: Progress<'_>)
         return Err(Error::new(ErrorKind::Corrupt, text));
     }
     refusal::refuse(&image, options).await?;
-    image.clear_unknown_features().await?;
+    if image.forget_unknown_features() {
+        image.clear_unknown_features().await?;
+    }
     if options.version > Some(image.header.version) {
         upgrade(&image).await?;
         image = Image::open(file).await?;

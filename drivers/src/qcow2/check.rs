@@ -82,15 +82,16 @@ pub struct CheckOptions {
 /// once the check is under way stands in [`CheckReport::failure`].
 pub async fn check(file: &Child, options: CheckOptions) -> Result<CheckReport> {
     let mut image = Image::open(file).await?;
-    if options.fix != Fix::None {
-        image.clear_unknown_features().await?;
-    }
+    let forgotten = options.fix != Fix::None && image.forget_unknown_features();
     let mut report = CheckReport {
         total_clusters: image.geometry.clusters_for(image.header.size),
         ..CheckReport::default()
     };
     let mut work = Work::begin(&image, &mut report).await?;
     let fix = plan(options.fix, &mut report);
+    if fix != Fix::None && forgotten {
+        image.clear_unknown_features().await?;
+    }
     let result = match fix {
         Fix::None if report.failure.is_some() => Ok(()),
         Fix::None => work.pass(Against::Refcounts).run(&mut report, false).await,

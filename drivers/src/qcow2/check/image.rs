@@ -32,14 +32,17 @@ impl<'a> Image<'a> {
         Ok(Image { file, header, geometry, length })
     }
 
-    /// Before the first write: features that nobody here knows may not stand what follows.
-    pub(in crate::qcow2) async fn clear_unknown_features(&mut self) -> Result<()> {
+    /// Leaves out the autoclear features that nobody here knows; says whether there are any. They
+    /// are to be cleared in the file before anything else is written.
+    pub(in crate::qcow2) fn forget_unknown_features(&mut self) -> bool {
         let kept = self.header.autoclear_features & feature::KNOWN_AUTOCLEAR;
-        if self.is_version_2() || kept == self.header.autoclear_features {
-            return Ok(());
-        }
-        self.write(AUTOCLEAR_FEATURES, &kept.to_be_bytes()).await?;
-        self.header.autoclear_features = kept;
+        let all = std::mem::replace(&mut self.header.autoclear_features, kept);
+        !self.is_version_2() && kept != all
+    }
+
+    /// Before the first write: features that nobody here knows may not stand what follows.
+    pub(in crate::qcow2) async fn clear_unknown_features(&self) -> Result<()> {
+        self.write(AUTOCLEAR_FEATURES, &self.header.autoclear_features.to_be_bytes()).await?;
         self.file.flush().await
     }
 

@@ -278,6 +278,24 @@ fn a_zero_cluster_with_an_impossible_place_loses_the_place() {
     assert!(Rig::writable(&volume).read(0, 65536) == vec![0; 65536]);
 }
 
+/// K1: what cannot be repaired is left as it is, its unknown features, too.
+#[test]
+fn a_repair_that_repairs_nothing_changes_nothing() {
+    let scratch = Scratch::new();
+    let base = base(&scratch);
+    let unknown = (88, &(1_u64 << 63).to_be_bytes()[..]);
+    // No such L2 table can be: what it meant is not known.
+    let l1 = u64::from_be_bytes(base.bytes()[40..48].try_into().unwrap());
+    let volume = broken(&base, &[unknown, (l1, &(1_u64 << 63 | 0x200).to_be_bytes())]);
+    let before = volume.bytes();
+    let report = checked(&volume, Fix::All);
+    assert!(
+        lines(&report).iter().any(|line| line.starts_with("Nothing is repaired")),
+        "{report:?}"
+    );
+    assert!(volume.bytes() == before);
+}
+
 #[test]
 fn the_marks_go_when_the_image_is_whole() {
     let scratch = Scratch::new();
