@@ -255,7 +255,7 @@ fn a_data_file_is_opened_by_its_name_only_through_the_gate() {
     let bit_off = [extensions(&[(DATA_FILE, b"/etc/passwd")])];
     judge([
         row("B10", data_file(b"/etc/passwd"), REFUSED).gated().says(&["data file", "not within"]),
-        row("B10 no gate", data_file(b"data.raw"), REFUSED).says(&["data file", "not within"]),
+        row("B10 no gate", data_file(b"other.raw"), REFUSED).says(&["data file", "not within"]),
         row("B10e", data_file(b""), REFUSED).says(&["data file name"]),
         row("B10e long", data_file(&[b'd'; 60_000]), REFUSED).says(&["data file name", "60000"]),
         row("B10f", bit_off, WORKS),
