@@ -194,8 +194,9 @@ fn watch(
         if left.is_zero() || ended {
             return timeline;
         }
-        // A run by count may be over in a moment: look for its end more often at first.
-        std::thread::sleep(left.min(if elapsed < LOOK { LOOK / 20 } else { LOOK }));
+        // The end of a run by count is looked for more often: it counts as its time.
+        let by_count = matches!(options.goal, Goal::Count(_));
+        std::thread::sleep(left.min(if by_count { LOOK / 50 } else { LOOK }));
     }
 }
 
