@@ -118,8 +118,8 @@ impl Qcow2 {
     }
 
     /// Erases the unit that begins at guest offset `first` if all of it but `part` reads as zeros,
-    /// and the image has no data of it; says whether that is so. Under the lock of its range nothing is written to it in between: what reads as zeros
-    /// has no place that tier 1 could write to.
+    /// and the image has no data of it; says whether that is so. Under the lock of its range nothing
+    /// is written to it in between: what reads as zeros has no place that tier 1 could write to.
     async fn erase_empty_unit(
         &self,
         layers: &Layers,
@@ -148,17 +148,11 @@ impl Qcow2 {
     async fn has_no_data(&self, layers: &Layers, range: Range<u64>) -> Result<bool> {
         let mut at = range.start;
         while at < range.end {
-            let extent = self.look_up(at, range.end - at);
-            match extent.place {
-                Place::Missing => {
-                    let hold = self.hold(layers);
-                    let loaded = self.slice(layers, self.position(at).number).await;
-                    hold.release();
-                    loaded?;
-                }
-                Place::Zero | Place::Unallocated => at += extent.length,
-                _ => return Ok(false),
+            let extent = self.loaded_extent(layers, at, range.end - at).await?;
+            if !matches!(extent.place, Place::Zero | Place::Unallocated) {
+                return Ok(false);
             }
+            at += extent.length;
         }
         Ok(true)
     }
@@ -168,15 +162,8 @@ impl Qcow2 {
         let end = offset + length;
         let mut at = offset;
         while at < end {
-            let extent = self.look_up(at, end - at);
+            let extent = self.loaded_extent(layers, at, end - at).await?;
             at += match extent.place {
-                Place::Missing => {
-                    let hold = self.hold(layers);
-                    let loaded = self.slice(layers, self.position(at).number).await;
-                    hold.release();
-                    loaded?;
-                    continue;
-                }
                 Place::Zero => extent.length,
                 Place::Unallocated => match &layers.backing {
                     Some(backing) if at < backing.length() => {

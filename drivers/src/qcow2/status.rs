@@ -68,7 +68,12 @@ impl Qcow2 {
     }
 
     /// The extent at `offset`, as far as its slice tells, which is loaded if need be.
-    async fn loaded_extent(&self, layers: &Layers, offset: u64, length: u64) -> Result<Extent> {
+    pub(super) async fn loaded_extent(
+        &self,
+        layers: &Layers,
+        offset: u64,
+        length: u64,
+    ) -> Result<Extent> {
         loop {
             let extent = self.look_up(offset, length);
             if extent.place != Place::Missing {

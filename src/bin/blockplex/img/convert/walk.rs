@@ -63,8 +63,8 @@ impl Walk {
         }
         let (mut kind, mut length) = (self.kind, (self.known_until - offset).min(left));
         let how = copy.how();
-        let is_written = kind == Kind::Data || kind == Kind::Zero && how.sparse.is_none();
-        length = length.min(if is_written { how.buffer_bytes } else { LONGEST });
+        let is_written = |kind| kind == Kind::Data || kind == Kind::Zero && how.sparse.is_none();
+        length = length.min(if is_written(kind) { how.buffer_bytes } else { LONGEST });
         if let (Some(granule), Kind::Zero) = (how.granule, kind) {
             let into = offset % granule;
             if into != 0 || length < granule {
@@ -83,7 +83,7 @@ impl Walk {
             }
         }
         self.position += length;
-        if kind == Kind::Data || kind == Kind::Zero && how.sparse.is_none() {
+        if is_written(kind) {
             self.cost += length;
         }
         Ok(Some(Chunk { offset, length, kind }))
